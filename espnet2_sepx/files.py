@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all, and small helpers for command lines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from espnet2_sepx.errors import UserError
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A name in the same folder, so that the final rename stays within one file system."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    return path.with_name(f".{path.name}.tmp{os.getpid()}")
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file for writing that replaces ``path`` only if the block ends without an error."""
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        stream = open(temporary, mode, encoding=encoding)  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    try:
+        with stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """Yield a new empty folder that takes the place of ``path`` if the block ends well.
+
+    An older ``path`` is removed only after the new one is complete.
+    """
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def str2bool(value: str) -> bool:
+    """``true`` or ``false`` on a command line (ESPnet's style), anything else is an error."""
+    lowered = value.lower()
+    if lowered not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
+    return lowered == "true"
