@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +15,47 @@ from typing import IO, Any
 from espnet2_sepx.errors import UserError
 
 
-def _temporary_beside(path: Path) -> Path:
-    """A name in the same folder, so that the final rename stays within one file system."""
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder, so that the final rename stays within one file system.
+
+    Leftovers of killed processes of this machine are removed on the way.
+    """
+    prefix = f".{path.name}.tmp-{socket.gethostname()}-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
+            if not _is_running(stale.name[len(prefix) :]):
+                remove(stale)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; choose a folder you may write to"
         ) from error
-    return path.with_name(f".{path.name}.tmp{os.getpid()}")
+    return path.with_name(f"{prefix}{os.getpid()}")
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; nothing happens when it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that replaces ``path`` only if the block ends without an error."""
     path = Path(path)
-    temporary = _temporary_beside(path)
+    temporary = temporary_beside(path)
     encoding = None if "b" in mode else "utf-8"
     try:
         stream = open(temporary, mode, encoding=encoding)  # noqa: SIM115 (closed below)
@@ -51,7 +78,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     An older ``path`` is removed only after the new one is complete.
     """
     path = Path(path)
-    temporary = _temporary_beside(path)
+    temporary = temporary_beside(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
