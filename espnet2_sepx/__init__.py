@@ -1,3 +1,18 @@
-"""Efficient speech separation for ESPnet2's ``enh`` task."""
+"""Efficient speech separation for ESPnet2's ``enh`` task.
+
+Importing the package is cheap (standard library only). After installation ESPnet's own commands know
+our names without any import; ``register()`` does the same by hand, for instance from a source tree.
+"""
 
 __version__ = "0.1.0"
+
+
+def register() -> None:
+    """Add our separators, losses and preprocessor to ESPnet's ``enh`` task; may be called twice.
+
+    Raises:
+        RuntimeError: ESPnet or another package already uses one of our names.
+    """
+    from espnet2_sepx.registration import register_all
+
+    register_all()
