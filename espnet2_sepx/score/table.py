@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
 from espnet2_sepx.data.kaldi import read_scp
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.files import atomic_write
