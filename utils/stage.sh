@@ -14,7 +14,7 @@ die() {
 
 # in_stages N TITLE: is stage N asked for? Announces it if so.
 in_stages() {
-    [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ] || return 1
+    [ "${stage:?}" -le "$1" ] && [ "${stop_stage:?}" -ge "$1" ] || return 1
     log "stage $1: $2"
 }
 
@@ -48,4 +48,48 @@ mark_done() {
     shift
     hash_of "$@" >"${marker}.tmp$$"
     mv "${marker}.tmp$$" "${marker}"
+}
+
+# forward_options NAMES ARG...: split a recipe's command line. Options in NAMES (one string of
+# words) belong to the corpus and go into the array `data_args`, as --name=value; all others, meant
+# for sep.sh, into `sep_args`. Values of options that end in _dir, and of --wsj0 and the like given
+# as paths, are made absolute: they are relative to where the user stands, not to the recipe.
+forward_options() {
+    local names=" $1 " name value
+    shift
+    data_args=()
+    sep_args=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            -h | --help) show_recipe_help ;;
+        esac
+        name="${1#--}"
+        name="${name%%=*}"
+        name="${name//-/_}"
+        if [[ "$1" != --* || "${names}" != *" ${name} "* ]]; then
+            sep_args+=("$1")
+            shift
+            continue
+        fi
+        if [[ "$1" == *=* ]]; then
+            value="${1#*=}"
+        else
+            [ $# -gt 1 ] || die "option $1 lacks its value; see $0 --help"
+            value="$2"
+            shift
+        fi
+        shift
+        [[ "${name}" == *_dir && "${value}" != /* ]] && value="${PWD}/${value}"
+        data_args+=("--${name}=${value}")
+    done
+}
+
+# The header of the recipe, then the options of its data preparation, then those of sep.sh.
+show_recipe_help() {
+    cd "$(dirname "$0")" || exit 2
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$(basename "$0")"
+    printf '\nData preparation (local/data.sh)\n================================\n'
+    local/data.sh --help
+    printf '\nExperiment (sep.sh)\n===================\n'
+    exec ./sep.sh --help
 }
