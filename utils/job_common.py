@@ -91,7 +91,9 @@ def parse_arguments(arguments: list[str]) -> Request:
         raise UsageError("a log file and a command are needed; see --help")
     request = Request(options, job_name, first, last, rest[0], rest[1:])
     if last > first and request.log_of(first) == request.log_of(last):
-        raise UsageError(f"{last - first + 1} jobs need {job_name} in the log name, got '{rest[0]}'")
+        raise UsageError(
+            f"a range of jobs needs {job_name} in the name of the log, got '{rest[0]}'"
+        )
     return request
 
 
@@ -248,9 +250,9 @@ class Progress:
             self._show(f"{self.label}: {outcome} {self._elapsed()}{jobs}", "\n")
 
     def _elapsed(self) -> str:
-        seconds = int(time.monotonic() - self._start_s)
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+        minutes, seconds = divmod(int(time.monotonic() - self._start_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{seconds:02d}"
 
     def _show(self, message: str, end: str) -> None:
         start, erase = ("\r", "\x1b[K") if self.on_terminal else ("", "")
@@ -280,7 +282,7 @@ def report_failures(program: str, request: Request, codes: dict[int, int]) -> in
         return 0
     log, code = request.log_of(failed[0]), codes[failed[0]]
     why = f"code {code}"
-    if code > 128:
+    if 128 < code <= 128 + signal.SIGRTMAX:
         why += f", signal {code - 128}"
     if code == 128 + signal.SIGKILL:
         why += ": killed, perhaps for lack of memory"
@@ -288,9 +290,11 @@ def report_failures(program: str, request: Request, codes: dict[int, int]) -> in
         print(f"{program}: job failed ({why}), log is in {log}", file=sys.stderr)
     else:
         logs = request.log.replace(request.job_name or "", "*")
-        print(f"{program}: {len(failed)} / {len(codes)} failed, logs are in {logs}", file=sys.stderr)
+        counts = f"{len(failed)} / {len(codes)}"
+        print(f"{program}: {counts} failed, logs are in {logs}", file=sys.stderr)
         print(f"{program}: first failure ({why}): {log}", file=sys.stderr)
-    print(f"{program}: last lines of {log}:", file=sys.stderr)
-    for line in read_tail(log)[-TAIL_LINES:]:
+    tail = read_tail(log)[-TAIL_LINES:]
+    print(f"{program}: last lines of {log}:" if tail else f"{program}: no output", file=sys.stderr)
+    for line in tail:
         print(f"  | {line}", file=sys.stderr)
     return 1

@@ -13,6 +13,7 @@ Linux only; elsewhere the prctl calls are left out and only ordinary signals are
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -95,10 +96,8 @@ def end_descendants() -> None:
             return
         overdue = time.monotonic() - start > GRACE_S
         for pid in alive if overdue else alive - signalled:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL if overdue else signal.SIGTERM)
-            except (ProcessLookupError, PermissionError):
-                pass
         signalled |= alive
         time.sleep(0.02)
 
