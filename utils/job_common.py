@@ -91,9 +91,7 @@ def parse_arguments(arguments: list[str]) -> Request:
         raise UsageError("a log file and a command are needed; see --help")
     request = Request(options, job_name, first, last, rest[0], rest[1:])
     if last > first and request.log_of(first) == request.log_of(last):
-        raise UsageError(
-            f"a range of jobs needs {job_name} in the name of the log, got '{rest[0]}'"
-        )
+        raise UsageError(f"a range of jobs needs {job_name} in the log's name, got '{rest[0]}'")
     return request
 
 
