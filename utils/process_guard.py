@@ -6,9 +6,10 @@ script's process group does not take both. Whichever of them dies, by whatever s
 one hears of it from the kernel and ends every process that descends from the work: both adopt
 orphans (PR_SET_CHILD_SUBREAPER), so grandchildren such as data loading workers cannot slip away.
 The front itself ends when its parent ends (PR_SET_PDEATHSIG): a script killed with SIGKILL, with
-no chance to clean up, leaves nothing running.
+no chance to clean up, leaves nothing running. If the parent is a subshell, the shell that it was
+forked from counts as well.
 
-Linux only; elsewhere the prctl calls are left out and only ordinary signals are passed on.
+Linux only.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
 GIVE_UP_S = 30.0  # a process in uninterruptible sleep cannot be ended at all
+WATCH_EVERY_S = 0.5
 
-_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+_prctl = ctypes.CDLL(None).prctl
 
 
 class Terminated(BaseException):
@@ -42,28 +44,51 @@ def set_parent_death_signal(number: int, parent: int | None = None) -> None:
     """
     if parent is None:
         parent = os.getppid()
-    if _prctl is not None:
-        _prctl(PR_SET_PDEATHSIG, number)
+    _prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 
-def _adopt_orphans() -> None:
-    if _prctl is not None:
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """State letter and parent of a process; ("", 0) if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return "", 0
+    # "pid (name) state ppid ...", where the name may hold blanks and parentheses
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return state, int(parent)
+
+
+def _subshells() -> dict[int, int]:
+    """The parent and its ancestors as far as they are subshells: process id -> forked from.
+
+    A subshell is known by having the command line of the shell it was forked from.
+    """
+
+    def command_line(pid: int) -> bytes:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return b""
+
+    found: dict[int, int] = {}
+    shell = os.getppid()
+    while True:
+        parent = _state_and_parent(shell)[1]
+        if not parent or not command_line(parent) or command_line(parent) != command_line(shell):
+            return found
+        found[shell] = parent
+        shell = parent
 
 
 def _descendants() -> set[int]:
     """All living descendants of this process, zombies left out."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # "pid (name) state ppid ...", where the name may hold blanks and parentheses
-            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-        except (OSError, ValueError):
-            continue  # ended meanwhile
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    for entry in Path("/proc").glob("[0-9]*"):
+        state, parent = _state_and_parent(int(entry.name))
+        if state not in ("", "Z"):
+            children.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
     border = [os.getpid()]
     while border:
@@ -112,7 +137,7 @@ def _supervise(work: Callable[[], int], front: int, unblock: set[signal.Signals]
     code = 1
     try:
         os.setsid()
-        _adopt_orphans()
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGTERM, terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
         set_parent_death_signal(signal.SIGTERM, front)
@@ -136,7 +161,8 @@ def run_guarded(work: Callable[[], int]) -> None:
     SIGTERM or SIGHUP, `Terminated` is raised in it, and this process then ends by that signal.
     """
     set_parent_death_signal(signal.SIGTERM)
-    _adopt_orphans()
+    subshells = _subshells()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     awaited = {signal.SIGCHLD} | {
         number
@@ -154,11 +180,14 @@ def run_guarded(work: Callable[[], int]) -> None:
     received = None
     status = None
     while status is None:
-        number = signal.sigwait(awaited)
-        if number == signal.SIGCHLD:
+        arrived = signal.sigtimedwait(awaited, WATCH_EVERY_S)
+        if arrived is not None and arrived.si_signo == signal.SIGCHLD:
             status = _reap().get(supervisor)
-        else:
-            received = number
+        elif arrived is not None:
+            received = arrived.si_signo
+        elif any(_state_and_parent(shell)[1] != parent for shell, parent in subshells.items()):
+            received = signal.SIGTERM
+        if received is not None and status is None:
             os.kill(supervisor, signal.SIGTERM)
     end_descendants()
     if received is not None:  # end in the way the shell expects of an interrupted command
