@@ -1,0 +1,116 @@
+"""The cost of one configuration: measured in a process of its own, kept as ``cost.json``.
+
+Schema 1 (figures per second are those of the stated input divided by its length):
+
+===================== =====================================================================
+``schema``            1
+``rules``             version of the counting rules (``rules.RULES_VERSION``)
+``config``            name of the configuration
+``separator``         its name in ESPnet
+``fs``, ``seconds``   sampling rate in Hz and length of the input
+``input``             what was processed: ``noise``, or the path of a recording
+``parameters``        ``total``, ``trainable``, ``by_part`` {part: number}
+``macs_per_second``   ``weights`` (one factor derives from a parameter), ``all`` (every
+                      multiply-accumulate), ``executed`` (those of ``all`` that ran for this
+                      input), ``elementwise`` (beside them), ``by_part`` {part: {``weights``,
+                      ``all``, ``elementwise``}}, ``uncounted`` {operator without a rule: calls}
+``rtf``               ``median``, ``min``, ``max``, ``threads``, ``repeats``, ``warmup``
+``memory_mb``         ``peak``, ``baseline`` (10^6 bytes)
+``environment``       ``processor``, ``torch``, ``numpy``, ``python``, ``espnet``,
+                      ``espnet2_sepx``, ``device``; on a GPU ``accelerator``, ``cuda``
+===================== =====================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet2_sepx.errors import UserError
+
+SCHEMA = 1
+DEFAULT_SECONDS = 2.4
+
+# Read by the thread pools of PyTorch, OpenBLAS and MKL when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        config: path of an ESPnet ``enh`` configuration.
+        model_file: parameters; without, the model keeps its random ones.
+        fs: sampling rate in Hz; None takes the one the configuration states.
+        seconds: length of the input; None takes the whole recording (2.4 s of noise).
+        wav: a recording to process instead of noise.
+        channels: of the noise.
+        threads: CPU threads.
+        repeats: timed runs.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    config: str
+    model_file: str | None = None
+    fs: int | None = None
+    seconds: float | None = None
+    wav: str | None = None
+    channels: int = 1
+    threads: int = 1
+    repeats: int = 5
+    device: str = "cpu"
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """Measure in a child process (threads fixed from its start, memory its own); see the schema."""
+    with tempfile.TemporaryDirectory(prefix="measure_cost_") as folder:
+        result = Path(folder) / "result.json"
+        environment = {**os.environ, **{name: str(request.threads) for name in THREAD_VARIABLES}}
+        command = [sys.executable, "-m", "espnet2_sepx.profiling.worker"]
+        child = subprocess.run(
+            [*command, json.dumps(asdict(request)), str(result)], env=environment, check=False
+        )
+        if child.returncode or not result.is_file():
+            raise UserError(_why_it_failed(request, child.returncode))
+        answer = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer
+
+
+def _why_it_failed(request: Request, status: int) -> str:
+    what = f"{request.config}: the measuring process"
+    if status < 0:
+        return f"{what} was killed by signal {-status} (out of memory?); try a shorter --seconds"
+    return f"{what} failed with status {status}; its messages are above"
+
+
+def config_name(path: str | Path) -> str:
+    """A readable name: the file's, or its folder's if the file is just ``config.yaml``."""
+    path = Path(path)
+    return path.resolve().parent.name if path.stem == "config" else path.stem
+
+
+def read_cost(path: str | Path) -> dict[str, Any]:
+    """Read a ``cost.json``; ``UserError`` if it is not one of this schema."""
+    try:
+        cost = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); make it with --config") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); make it with --config") from error
+    if not isinstance(cost, dict) or cost.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a cost.json of schema {SCHEMA}; make it again with --config")
+    return cost

@@ -1,0 +1,183 @@
+"""Counts the multiply-accumulates that a model executes, by module.
+
+The counter sees every operator that reaches PyTorch's dispatcher, so work that a model skips
+(experts that no token chose) is not counted, and functional products (``F.linear``, ``einsum``,
+attention) are. What one operator costs is in ``rules``; whether a factor derives from a parameter
+is in ``provenance``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from espnet2_sepx.profiling.provenance import Kind, Provenance
+from espnet2_sepx.profiling.rules import (
+    CREATIONS,
+    ELEMENTWISE_RULES,
+    LOOKUPS,
+    PRODUCT_RULES,
+    Product,
+    is_opaque,
+)
+from espnet2_sepx.profiling.tree import Work
+
+
+@dataclass
+class Count:
+    """Work by (module path, operator), and operators that may hide work without a rule."""
+
+    work: dict[tuple[str, str], Work] = field(default_factory=lambda: defaultdict(Work))
+    uncounted: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> Work:
+        return _sum(self.work.values())
+
+    def by_module(self) -> dict[str, Work]:
+        return self._group(0)
+
+    def by_operator(self) -> dict[str, Work]:
+        return self._group(1)
+
+    def _group(self, index: int) -> dict[str, Work]:
+        groups: dict[str, Work] = defaultdict(Work)
+        for key, work in self.work.items():
+            groups[key[index]] += work
+        return dict(groups)
+
+
+def _sum(items) -> Work:
+    total = Work()
+    for item in items:
+        total += item
+    return total
+
+
+def count_macs(model: nn.Module, run: Callable[[], Any]) -> Count:
+    """Execute ``run`` in eval mode and count what it costs.
+
+    It runs twice and the second run counts: what a model computes once and keeps (folded
+    normalisation, tables) is not a cost per second of audio.
+
+    Args:
+        model: the module that ``run`` uses. It is set to training and back to evaluation first,
+            which drops what it kept from earlier runs: the origin of such a tensor is unknown.
+        run: a function without arguments; executed without gradients.
+    """
+    model.train()
+    model.eval()
+    counter = _Counter(model)
+    # The fused encoder layer would hide its products in one operator.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), counter.follow_modules(), counter:
+            run()
+            counter.count = Count()
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.count
+
+
+class _Counter(TorchDispatchMode):
+    """The dispatch mode behind ``count_macs``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.count = Count()
+        self._model = model
+        self._provenance = Provenance(model)
+        self._path = [""]
+
+    @contextmanager
+    def follow_modules(self) -> Iterator[None]:
+        """Keep the path of the module whose ``forward`` runs."""
+        handles = []
+        for name, module in self._model.named_modules():
+            if name:
+                handles += [
+                    module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)),
+                    module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+                ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave(self) -> None:
+        self._path.pop()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        operator = _name(func)
+        if operator not in PRODUCT_RULES:
+            # An operator made of others (in inference mode) arrives whole; look inside.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        out = func(*args, **kwargs)
+        self._account(func, operator, args, kwargs, out)
+        return out
+
+    def _account(self, func, operator: str, args, kwargs, out) -> None:
+        products = PRODUCT_RULES[operator](args, kwargs, out) if operator in PRODUCT_RULES else []
+        for product in products:
+            self._add(operator, product)
+        if operator in ELEMENTWISE_RULES:
+            work = Work(elementwise=ELEMENTWISE_RULES[operator](args, out))
+            self.count.work[self._path[-1], operator] += work
+        if is_opaque(operator):
+            self.count.uncounted[operator] += 1
+        self._provenance.record(
+            inputs=_tensors((args, kwargs)),
+            outputs=_tensors(out),
+            written=_written(func, args, kwargs),
+            kind=_kind(operator, products),
+        )
+
+    def _add(self, operator: str, product: Product) -> None:
+        path = self._path[-1]
+        owner = self._provenance.owner(product.operands)
+        if owner is not None and (not path or owner.startswith(f"{path}.")):
+            path = owner  # a parent that uses the weights of its child directly
+        weights = 0 if owner is None else product.macs
+        self.count.work[path, operator] += Work(weights=weights, all=product.macs)
+
+
+def _name(func) -> str:
+    """``namespace.name`` without the overload."""
+    return func._schema.name.replace("::", ".")
+
+
+def _kind(operator: str, products: list[Product]) -> Kind:
+    if products:
+        return Kind.PRODUCT
+    if operator in LOOKUPS:
+        return Kind.LOOKUP
+    return Kind.CREATION if operator in CREATIONS else Kind.OTHER
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _written(func, args, kwargs) -> list[Tensor]:
+    """The arguments that an operator changes, from its schema."""
+    written = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += _tensors(value)
+    return written
