@@ -1,0 +1,236 @@
+"""Generated speech: espeak-ng, driven through ctypes from the library in ``espeakng-loader``.
+
+A *speaker* is a voice variant of espeak-ng with an accent, a pitch, and a spectral warp (playing
+the 22.05 kHz signal a little faster or slower, which moves pitch and formants together, as a
+shorter or longer vocal tract does). The variants themselves are shared out over the three sets,
+near-copies of one another together, so a test speaker is a voice that training has never heard,
+at whatever pitch.
+
+Limits: the speech is intelligible formant synthesis, not natural; results on it rank systems, and
+say little about levels on recordings. Whispering, singing, echoing and robot variants are left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from espnet2_sepx.data.sentences import draw_sentence
+from espnet2_sepx.errors import UserError
+
+ESPEAK_RATE = 22050  # Hz, of every formant voice of espeak-ng
+
+ACCENTS = (
+    "en-us",
+    "en",
+    "en-gb-scotland",
+    "en-gb-x-rp",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us-nyc",
+)
+
+# Voice variants per set. `low` voices speak near 100 Hz, `high` ones at 170-270 Hz.
+# Variants made from one another (Gene/Gene2, Diogo/Henrique/Hugo, ...) stay together.
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "low": (
+            *("m1", "m2", "m4", "m5", "m7", "m8", "Alex", "Andy", "AnxiousAndy", "Diogo"),
+            *("Henrique", "Hugo", "Lee", "Marco", "Mario", "Michael", "Mr serious", "Tweaky"),
+            *("john", "pedro", "pablo", "Nguyen", "RicishayMax", "adam", "benjamin", "edward"),
+            *("edward2", "boris", "croak", "ed", "fast", "max", "gustave", "ian", "iven2"),
+            *("iven3", "iven4", "kaukovalta", "klatt2", "klatt3", "klatt4", "klatt5", "klatt6"),
+            *("marcelo", "mike2", "norbert", "quincy", "sandro", "travis", "victor", "Reed"),
+        ),
+        "high": (
+            *("f1", "f4", "Andrea", "Annie", "anika", "grandma", "shelby"),
+            *("steph", "steph2", "steph3"),
+        ),
+    },
+    "valid": {
+        "low": ("m6", "Gene", "Gene2", "michel", "paul", "grandpa"),
+        "high": ("f3", "aunty", "Alicia"),
+    },
+    "test": {
+        "low": ("m3", "Denis", "Jacky", "Mike", "Storm", "david", "miguel", "rob", "robert"),
+        "high": ("f2", "f5", "linda", "belinda"),
+    },
+}
+
+# Ranges of espeak's pitch (50 is the variant's own, 70 is 3.3 semitones up) and of the warp.
+_NATURAL = ((35, 66), (0.92, 1.08))
+_RAISED = ((62, 92), (1.10, 1.20))  # a low variant made into a shorter vocal tract
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A generated voice; ``warp`` above 1 raises formants and pitch."""
+
+    name: str
+    voice: str
+    pitch: int
+    warp: float
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What espeak-ng has to say, and how. ``gap`` is in units of 10 ms, ``rate`` in words/min."""
+
+    voice: str
+    pitch: int
+    rate: int
+    gap: int
+    warp: float
+    text: str
+
+
+def draw_speakers(subset: str, count: int, seed: int) -> list[Speaker]:
+    """``count`` speakers of a set, the same for the same seed; half of them low, half high.
+
+    High ones are the female variants and, since those are few, low variants that were raised.
+    """
+    rng = np.random.default_rng([seed, *subset.encode()])
+    low, high = VARIANTS[subset]["low"], VARIANTS[subset]["high"]
+    natural_low = _endless([(variant, _NATURAL) for variant in low], rng)
+    raised_low = [(variant, _RAISED) for variant in low[::3]]
+    natural_high = [(variant, _NATURAL) for variant in high]
+    any_high = _endless(natural_high + natural_high + raised_low, rng)
+    speakers = []
+    for index in range(count):
+        variant, (pitches, warps) = next(natural_low if index % 2 == 0 else any_high)
+        accent = ACCENTS[rng.integers(len(ACCENTS))]
+        speakers.append(
+            Speaker(
+                name=f"{variant.replace(' ', '')}-{index:03d}",
+                voice=f"{accent}+{variant}",
+                pitch=int(rng.integers(*pitches)),
+                warp=round(float(rng.uniform(*warps)), 2),
+            )
+        )
+    return speakers
+
+
+def _endless(items: list, rng: np.random.Generator):
+    """Every item once in random order, again and again."""
+    while True:
+        for index in rng.permutation(len(items)):
+            yield items[index]
+
+
+def draw_utterance(speaker: Speaker, rng: np.random.Generator) -> Utterance:
+    """A sentence of a speaker, with a pitch, tempo and pausing that vary a little."""
+    return Utterance(
+        voice=speaker.voice,
+        pitch=speaker.pitch + int(rng.integers(-3, 4)),
+        rate=round(rng.integers(145, 206) / speaker.warp),
+        gap=int(rng.integers(0, 4)),
+        warp=speaker.warp,
+        text=draw_sentence(rng),
+    )
+
+
+def synthesize(utterance: Utterance, fs: int) -> np.ndarray:
+    """Speech of an utterance at ``fs`` Hz, float64 in +-1, always the same for the same input.
+
+    Raises:
+        UserError: espeak-ng missing, or ``fs`` above what it can deliver.
+    """
+    if fs > ESPEAK_RATE:
+        raise UserError(
+            f"--fs {fs}: generated speech has {ESPEAK_RATE} Hz; "
+            f"choose at most that, or give recordings with --speech_dir"
+        )
+    speech = _Espeak().speak(utterance) / 32768.0
+    ratio = Fraction(fs / (ESPEAK_RATE * utterance.warp)).limit_denominator(500)
+    return resample_poly(speech, ratio.numerator, ratio.denominator)
+
+
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+# enum values of espeak-ng/speak_lib.h
+_OUTPUT_SYNCHRONOUS = 2
+_DONT_EXIT = 0x8000
+_POSITION_CHARACTER = 1
+_CHARS_UTF8 = 1
+_PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "gap": 7}
+_VOLUME = 40  # of 200; at the default of 100 several variants clip
+
+
+class _Espeak:
+    """A freshly loaded espeak-ng for one utterance.
+
+    Flutter, echo and noise generators keep static state that no call resets, so the same text
+    would sound different depending on what was said before. Unloading the library after each
+    utterance (2 ms) makes a waveform depend on its description alone, in any order and process.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise UserError(
+                "espeakng-loader is not installed, and generated speech needs it; "
+                "run: pip install espeakng-loader, or give recordings with --speech_dir"
+            ) from error
+        try:
+            self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        except OSError as error:
+            raise UserError(
+                f"espeak-ng cannot be loaded ({error}); "
+                f"reinstall espeakng-loader, or give recordings with --speech_dir"
+            ) from error
+        self._data_path = espeakng_loader.get_data_path().encode()
+
+    def speak(self, utterance: Utterance) -> np.ndarray:
+        """``-> (samples,)`` int16 at 22.05 kHz."""
+        blocks: list[np.ndarray] = []
+
+        def collect(samples, count: int, _events) -> int:
+            if samples and count > 0:
+                blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            return 0
+
+        callback = _CALLBACK(collect)  # must outlive the call below
+        library = self._library
+        if library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, self._data_path, _DONT_EXIT) < 0:
+            raise UserError(
+                f"espeak-ng found no data in {self._data_path.decode()}; reinstall espeakng-loader"
+            )
+        try:
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+            library.espeak_SetSynthCallback(callback)
+            if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
+                raise UserError(
+                    f"espeak-ng has no voice {utterance.voice!r}; install the version of "
+                    f"espeakng-loader that constraints.txt names"
+                )
+            values = {
+                "rate": utterance.rate,
+                "volume": _VOLUME,
+                "pitch": utterance.pitch,
+                "gap": utterance.gap,
+            }
+            for name, number in _PARAMETERS.items():
+                library.espeak_SetParameter(number, values[name], 0)
+            text = utterance.text.encode() + b"\0"
+            library.espeak_Synth(
+                ctypes.c_char_p(text),
+                ctypes.c_size_t(len(text)),
+                ctypes.c_uint(0),
+                _POSITION_CHARACTER,
+                ctypes.c_uint(0),
+                ctypes.c_uint(_CHARS_UTF8),
+                None,
+                None,
+            )
+        finally:
+            library.espeak_Terminate()
+            libc = ctypes.CDLL(None)
+            libc.dlclose(ctypes.c_void_p(library._handle))
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
