@@ -197,12 +197,13 @@ class _Espeak:
             return 0
 
         callback = _CALLBACK(collect)  # must outlive the call below
-        library = self._library
+        library, libc = self._library, ctypes.CDLL(None)
         if library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, self._data_path, _DONT_EXIT) < 0:
             raise UserError(
                 f"espeak-ng found no data in {self._data_path.decode()}; reinstall espeakng-loader"
             )
         try:
+            libc.srand(ctypes.c_uint(1))  # the generator of breath noise in klatt voices
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             library.espeak_SetSynthCallback(callback)
             if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
@@ -231,6 +232,5 @@ class _Espeak:
             )
         finally:
             library.espeak_Terminate()
-            libc = ctypes.CDLL(None)
             libc.dlclose(ctypes.c_void_p(library._handle))
         return np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
