@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 420.0, 250.0
+WIDTH, HEIGHT = 380.0, 232.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 12.0, 40.0
 
 
@@ -76,12 +76,17 @@ class Frame:
         return parts
 
 
-def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) -> Markup:
+def line_chart(
+    name: str, series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = False
+) -> Markup:
     """Curves over a common x axis; None interrupts a curve."""
-    points = [(x, y) for curve in series for x, y in zip(curve.xs, curve.ys) if y is not None]
+    points = [
+        (x, y) for curve in series for x, y in zip(curve.xs, curve.ys, strict=True) if y is not None
+    ]
     if not points:
         return Markup("")
-    frame = _frame([x for x, _ in points], [y for _, y in points], pad_x=False)
+    ys = [y for _, y in points] + ([0.0] if from_zero else [])
+    frame = _frame([x for x, _ in points], ys, pad_x=False)
     body = frame.axes(x_label, y_label, whole_x=True)
     for curve in series:
         for piece in _unbroken(curve):
@@ -178,7 +183,7 @@ def _frame(xs: Sequence[float], ys: Sequence[float], pad_x: bool = True) -> Fram
 
 def _unbroken(curve: Series) -> list[list[tuple[float, float]]]:
     pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in zip(curve.xs, curve.ys):
+    for x, y in zip(curve.xs, curve.ys, strict=True):
         if y is None:
             pieces.append([])
         else:

@@ -14,6 +14,7 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # stats[epoch][phase][key]
 Stats = dict[int, dict[str, dict[str, float]]]
@@ -39,7 +40,7 @@ class Curves:
         """Epoch and value of the best finite entry of a curve."""
         known = [
             (value, epoch)
-            for epoch, value in zip(self.epochs, self.get(phase, key))
+            for epoch, value in zip(self.epochs, self.get(phase, key), strict=False)
             if value is not None
         ]
         if not known:
@@ -56,7 +57,7 @@ def parse_log(text: str) -> Stats:
         # split() with one group: text, phase, text, phase, text, ...
         phases = {
             phase: {key: float(value) for key, value in _ITEM.findall(body.rstrip(", "))}
-            for phase, body in zip(parts[1::2], parts[2::2])
+            for phase, body in zip(parts[1::2], parts[2::2], strict=True)
         }
         stats[int(match.group(1))] = phases
     return stats
@@ -72,9 +73,10 @@ def read_checkpoint(path: Path) -> Stats:
     import numpy as np
     import torch
 
-    plain = [np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), datetime.timedelta]
-    with contextlib.suppress(AttributeError):  # the private home of numpy's scalar constructor
-        plain.append(np._core.multiarray.scalar)
+    # A pickled NumPy scalar names its constructor (in a private module), a dtype and its class.
+    scalar, _ = np.float64(0.0).__reduce__()[:2]
+    plain: list[Any] = [scalar, np.dtype, datetime.timedelta]
+    plain += [type(np.dtype(name)) for name in ("float64", "float32")]
     with torch.serialization.safe_globals(plain):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {
@@ -97,14 +99,14 @@ def to_curves(stats: Stats, source: Path) -> Curves:
     for epoch in epochs:
         for phase, values in stats[epoch].items():
             keys.setdefault(phase, {}).update(dict.fromkeys(values))
-    values = {
+    curves = {
         phase: {
             key: [_finite(stats[epoch].get(phase, {}).get(key)) for epoch in epochs]
             for key in phase_keys
         }
         for phase, phase_keys in keys.items()
     }
-    return Curves(source, epochs, values)
+    return Curves(source, epochs, curves)
 
 
 def read_curves(exp: Path) -> Curves | None:

@@ -171,7 +171,7 @@ def make_example(
             spectrogram_png(part, top_db),
             _note(row, role, speaker),
         )
-        for (role, speaker), signal, part in zip(names, cut, levels)
+        for (role, speaker), signal, part in zip(names, cut, levels, strict=True)
     ]
     return Example(utt, why, row, rate, len(mixture) / rate, samples / rate, tracks)
 
@@ -217,7 +217,7 @@ def align(references: list[Signal], estimates: list[Signal], permutation: str) -
 def level(mixture: Signal, references: list[Signal], estimates: list[Signal]) -> list[Signal]:
     """Mixture, references, estimates at one gain (see the top of this file)."""
     matched = []
-    for reference, estimate in zip(references, estimates):
+    for reference, estimate in zip(references, estimates, strict=False):
         wanted, given = np.linalg.norm(reference), np.linalg.norm(estimate)
         # A silent reference or estimate has no level to be matched to; leave it as it is.
         matched.append(estimate * (wanted / given) if wanted > 0 and given > 0 else estimate)
@@ -235,6 +235,14 @@ def encode_flac(signal: Signal, fs: int) -> bytes:
     return stream.getvalue()
 
 
+def decibels(value: float) -> str:
+    """With sign and one decimal; what rounds to zero has none."""
+    text = f"{value:+.1f}"
+    if float(text) == 0:
+        text = "0.0"
+    return text.replace("-", "\N{MINUS SIGN}") + " dB"
+
+
 def _note(row: Row, role: str, speaker: int) -> str:
     def value(metric: str) -> float | None:
         return row.get(f"{metric}_spk{speaker}" if speaker else metric)
@@ -243,12 +251,12 @@ def _note(row: Row, role: str, speaker: int) -> str:
         score, gain = row.get("si_snr"), row.get("si_snri")
         if score is None or gain is None:
             return ""
-        return f"SI-SNR {score - gain:+.1f} dB"
+        return f"SI-SNR {decibels(score - gain)}"
     if role == "reference":
         score, gain = value("si_snr"), value("si_snri")
-        return "" if score is None or gain is None else f"in the mixture {score - gain:+.1f} dB"
+        return "" if score is None or gain is None else f"in the mixture {decibels(score - gain)}"
     parts = [
-        f"{label} {number:+.1f} dB"
+        f"{label} {decibels(number)}"
         for label, metric in (("SI-SNRi", "si_snri"), ("SDRi", "sdri"))
         if (number := value(metric)) is not None
     ]

@@ -128,6 +128,7 @@ def _set_section(evaluated: EvalSet, examples: list[Example]) -> dict[str, Any]:
             for name, entry in evaluated.metrics.items()
             if name in METRICS and entry.get("missing")
         },
+        "skipped": summary.get("skipped") or {},
         "buckets": _buckets(summary.get("buckets") or []),
         "charts": _score_charts(evaluated),
         "worst": [_worst_row(row, shown) for row in worst],
@@ -137,7 +138,8 @@ def _set_section(evaluated: EvalSet, examples: list[Example]) -> dict[str, Any]:
 
 
 def _buckets(buckets: list[dict[str, Any]]) -> dict[str, Any] | None:
-    filled = [bucket for bucket in buckets if bucket.get("count")]
+    # The first bucket holds all mixtures; those figures head the section already.
+    filled = [bucket for bucket in buckets if bucket.get("count") and bucket["name"] != "all"]
     if not filled:
         return None
     names = [
@@ -328,7 +330,9 @@ def expert_charts(experiment: Experiment) -> list[Chart]:
             seen.add(axis)
             style = "thin s1" if axis == "t" else "thin s2"
             series.append(Series(label, curves.epochs, curves.get(phase, key), style))
-        svg = line_chart(f"{statistic} per epoch and layer", series, "epoch", statistic)
+        svg = line_chart(
+            f"{statistic} per epoch and layer", series, "epoch", statistic, from_zero=True
+        )
         if svg:
             charts.append(Chart(_MOE_TITLES.get(statistic, statistic), svg))
     return charts

@@ -22,8 +22,9 @@ FRAME_S, HOP_S = 0.032, 0.008
 
 # Twelve colours that stay apart in light and dark surroundings, neighbours differing in lightness.
 _CURATED = (
-    "#3b76d6 #f2a03d #2f9e77 #d64a6b #8bc4f0 #7a4fb5 #c9cf4a #8c5a3c #5fd0c5 #e58ac4 #55606e #b52b1e"
-).split()
+    "#3b76d6", "#f2a03d", "#2f9e77", "#d64a6b", "#8bc4f0", "#7a4fb5",
+    "#c9cf4a", "#8c5a3c", "#5fd0c5", "#e58ac4", "#55606e", "#b52b1e",
+)  # fmt: skip
 
 
 def expert_palette(count: int) -> list[str]:

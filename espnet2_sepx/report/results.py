@@ -203,7 +203,12 @@ def render_markdown(experiment: Experiment) -> str:
         lines += ["", "Means over mixtures; in brackets 95 % confidence intervals."]
     figures = [figure for figure in key_figures(experiment) if figure[0] in COST_FIGURES]
     if figures:
-        lines += ["", "## Cost", "", *_markdown_table(["", "", ""], [list(row) for row in figures])]
+        lines += [
+            "",
+            "## Cost",
+            "",
+            *_markdown_table(["cost", "value", "remark"], [list(row) for row in figures]),
+        ]
     if experiment.missing:
         lines += ["", "## Missing", ""]
         lines += [f"- {part.what}: `{part.command}`" for part in experiment.missing]
@@ -218,7 +223,7 @@ def render_terminal(experiment: Experiment) -> str:
     header, rows = score_table(experiment)
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [header, *rows]
     ]
     lines.insert(1, "-" * max(map(len, lines)))
@@ -248,5 +253,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    """Padded, so that it reads well as plain text, too."""
+    lines = [header, *rows]
+    widths = [max(3, *(len(row[column]) for row in lines)) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in lines
+    ]

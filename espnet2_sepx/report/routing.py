@@ -1,7 +1,7 @@
 """Which expert each frame and each band chose: the routing picture of TF-MoE (paper, Fig. 2).
 
-A token is one cell (frame, band), so a decision of a layer is a map of T x K cells. The paper's bars
-are aggregates of such maps, here defined as (spec, section 8)
+A token is one cell (frame, band), so a layer decides a map of T x K cells. The paper's bars are
+aggregates of such maps; it does not say how they are made, here they are
 
 * bottom bar (T,): mode over the bands of the experts of the T-module,
 * right bar (K,): mode over the frames of the experts of the F-module,
