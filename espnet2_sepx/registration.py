@@ -49,12 +49,7 @@ def register_all() -> None:
     for row, ours in classes.items():
         getattr(task, row.choices).classes[row.name] = ours
     _build_our_preprocessors(task)
-
-
-def is_registered() -> bool:
-    """Whether the loaded task knows every one of our names."""
-    task = importlib.import_module(TASK_MODULE)
-    return all(row.name in getattr(task, row.choices).classes for row in TABLE)
+    _train_resumably(task)
 
 
 def _load(row: Row) -> type:
@@ -99,3 +94,13 @@ def _build_our_preprocessors(task: ModuleType) -> None:
 
     build_preprocess_fn.builds_sepx = True  # type: ignore[attr-defined]
     enhancement_task.build_preprocess_fn = classmethod(build_preprocess_fn)
+
+
+def _train_resumably(task: ModuleType) -> None:
+    """Let ``enh_train`` use our trainer in place of ESPnet's own; anybody else's stays."""
+    from espnet2.train.trainer import Trainer
+
+    from espnet2_sepx.trainer import ResumableTrainer
+
+    if task.EnhancementTask.trainer is Trainer:
+        task.EnhancementTask.trainer = ResumableTrainer
