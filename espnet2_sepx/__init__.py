@@ -1,7 +1,7 @@
 """Efficient speech separation for ESPnet2's ``enh`` task.
 
-Importing the package is cheap (standard library only). After installation ESPnet's own commands know
-our names without any import; ``register()`` does the same by hand, for instance from a source tree.
+Importing the package is cheap (standard library only). After installation ESPnet's own commands
+know our names without any import; ``register()`` does the same by hand, say in a source tree.
 """
 
 __version__ = "0.1.0"

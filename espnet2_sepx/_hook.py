@@ -1,8 +1,8 @@
 """Registers our classes as soon as ESPnet's ``enh`` task is imported, in any process.
 
-A ``.pth`` file in site-packages imports this module when the interpreter starts, so it uses nothing
-but ``sys`` and ``os`` (both already loaded), never raises, and does its work only in interpreters that
-import ``espnet2.tasks.enh``. ``ESPNET2_SEPX_DISABLE=1`` in the environment switches it off.
+A ``.pth`` file in site-packages calls ``install`` when an interpreter starts (see setup.py). So
+this module uses nothing but ``os`` and ``sys``, which are loaded by then, never raises, and does
+its work only where ``espnet2.tasks.enh`` is imported. ``ESPNET2_SEPX_DISABLE=1`` switches it off.
 """
 
 import os
@@ -68,15 +68,20 @@ def _complain(reason):
     )
 
 
+def is_disabled():
+    """Whether the environment switches the hook off."""
+    return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+
+
+def is_installed():
+    """Whether the hook is in place in this interpreter."""
+    return any(isinstance(finder, RegisterAfterImport) for finder in sys.meta_path)
+
+
 def install():
     """Put the hook in place; once is enough, and more does no harm."""
-    if os.environ.get(DISABLE_VARIABLE, "") not in ("", "0"):
+    if is_disabled() or is_installed():
         return
-    if any(type(finder).__name__ == RegisterAfterImport.__name__ for finder in sys.meta_path):
-        return
+    sys.meta_path.insert(0, RegisterAfterImport())
     if TARGET in sys.modules:
         _register()
-    sys.meta_path.insert(0, RegisterAfterImport())
-
-
-install()

@@ -1,8 +1,8 @@
 """Our names in ESPnet's ``enh`` task: one row per class in ``TABLE``.
 
-ESPnet looks classes up by name in ``ClassChoices`` objects at module level of ``espnet2.tasks.enh``.
-The rows are imported only here, when that module is loaded anyway. The module is called
-``registration`` because ``espnet2_sepx.register`` is the public function.
+ESPnet looks classes up by name in ``ClassChoices`` objects of the module ``espnet2.tasks.enh``. The
+rows are imported only here, when that module is loaded anyway. (This file is not ``register.py``
+because ``espnet2_sepx.register`` is the public function.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TASK_MODULE = "espnet2.tasks.enh"
 
 
 class Row(NamedTuple):
-    """One class: the ``ClassChoices`` it belongs to, its lower-case name there, and where it lives."""
+    """One class: its ``ClassChoices``, its lower-case name there, and where it lives."""
 
     choices: str
     name: str
