@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from process_guard import set_parent_death_signal
+from process_guard import start_guarded
 
 PROGRESS_VARIABLE = "JOB_PROGRESS"  # environment variable with the same meaning as --progress
 TAIL_LINES = 20
@@ -154,16 +154,13 @@ class Task:
                 f"# Started at {time.ctime()}\n#\n".encode(errors="surrogateescape")
             )
             stream.flush()
-            parent = os.getpid()
             try:
-                self._process = subprocess.Popen(
+                self._process = start_guarded(
                     self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env=self.environment,
-                    start_new_session=True,
-                    preexec_fn=lambda: set_parent_death_signal(signal.SIGKILL, parent),
                 )
             except OSError as error:
                 stream.write(f"{self.command[0]}: {error.strerror}\n".encode())

@@ -18,11 +18,13 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -47,6 +49,29 @@ def set_parent_death_signal(number: int, parent: int | None = None) -> None:
     _prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def termination_deferred() -> Iterator[None]:
+    """In the supervisor: `Terminated` is raised after this block, not in it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def start_guarded(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """`subprocess.Popen` in a session of its own; the process dies with the supervisor."""
+    supervisor = os.getpid()
+
+    def prepare() -> None:  # between fork and exec: our handler must not run in the child
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        set_parent_death_signal(signal.SIGKILL, supervisor)
+
+    with termination_deferred():
+        return subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **options)
 
 
 def _state_and_parent(pid: int) -> tuple[str, int]:

@@ -32,7 +32,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -48,7 +47,7 @@ from job_common import (
     parse_arguments,
     report_failures,
 )
-from process_guard import run_guarded
+from process_guard import run_guarded, termination_deferred
 
 DEFAULT_RULES = """\
 command sbatch --export=ALL
@@ -154,20 +153,17 @@ class Submission:
             limit = request.options.get("max_jobs_run")
             together = f"%{request.number('max_jobs_run', 1, least=1)}" if limit else ""
             command += ["--array", f"{request.first}-{request.last}{together}"]
-        # A signal must not come between the submission and our knowing what to cancel.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            answer = subprocess.run(
-                [*command, str(script)], capture_output=True, text=True, check=False
-            )
-            self.identifier = answer.stdout.strip().partition(";")[0]
+            with termination_deferred():  # or we would not know what to cancel
+                answer = subprocess.run(
+                    [*command, str(script)], capture_output=True, text=True, check=False
+                )
+                self.identifier = answer.stdout.strip().partition(";")[0]
         except OSError as error:
             raise UsageError(
                 f"{command[0]}: {error.strerror}; submit from a machine with Slurm, "
                 "or set the commands in cmd.sh to utils/run.py"
             ) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if answer.returncode != 0 or not self.identifier:
             reason = " ".join(answer.stderr.split())
             raise UsageError(f"{shlex.join(command)} failed: {reason}")

@@ -33,7 +33,7 @@ AUDIO_FORMATS = ("wav", "flac")
 _CONTAINERS = {"wav": ("WAV", "WAVEX"), "flac": ("FLAC",)}
 _SILENT_PEAK = 1e-4  # -80 dB of full scale
 _LARGEST = 1.0 - 2.0**-15  # in 16 bits; the smallest is -1
-_WORTH_A_PROCESS = 100  # starting one takes as long as checking about that many utterances
+_WORTH_A_PROCESS = 300  # starting one takes as long as reading about that many utterances
 
 
 @dataclass(frozen=True)
