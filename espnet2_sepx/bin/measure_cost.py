@@ -31,11 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_file", help="parameters (.pth); default: random ones")
     parser.add_argument("--fs", type=int, help="sampling rate in Hz; default: what --config states")
     parser.add_argument("--seconds", type=float, help="length of the input (default: 2.4)")
-    parser.add_argument("--wav", help="recording to process instead of noise (its whole length)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--wav", help="recording to process instead of noise (its whole length)")
+    source.add_argument("--data_dir", help="data directory: process its mixtures, joined, instead")
     parser.add_argument("--channels", type=int, default=1, help="channels of the noise")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (default: 5)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--depth", type=int, default=4, help="how finely to split the model into parts (default: 4)"
+    )
     parser.add_argument(
         "--force",
         type=str2bool,
@@ -58,7 +63,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     if not args.out:
         raise UserError("--out: missing; name the JSON file to write, e.g. --out profile/cost.json")
-    for option in ("fs", "seconds", "channels", "threads", "repeats"):
+    for option in ("fs", "seconds", "channels", "threads", "repeats", "depth"):
         value = getattr(args, option)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{option}: must be above 0, got {value:g}")

@@ -8,7 +8,7 @@ Schema 1 (figures per second are those of the stated input divided by its length
 ``config``            name of the configuration
 ``separator``         its name in ESPnet
 ``fs``, ``seconds``   sampling rate in Hz and length of the input
-``input``             what was processed: ``noise``, or the path of a recording
+``input``             what was processed: ``noise``, or a recording's or data directory's path
 ``parameters``        ``total``, ``trainable``, ``by_part`` {part: number}
 ``macs_per_second``   ``weights`` (one factor derives from a parameter), ``all`` (every
                       multiply-accumulate), ``executed`` (those of ``all`` that ran for this
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_sepx.errors import UserError
+from espnet2_sepx.profiling.tree import DEPTH
 
 SCHEMA = 1
 DEFAULT_SECONDS = 2.4
@@ -56,10 +57,12 @@ class Request:
         fs: sampling rate in Hz; None takes the one the configuration states.
         seconds: length of the input; None takes the whole recording (2.4 s of noise).
         wav: a recording to process instead of noise.
+        data_dir: a data directory whose mixtures to process instead of noise.
         channels: of the noise.
         threads: CPU threads.
         repeats: timed runs.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        depth: names in a part's path (see ``tree``).
     """
 
     config: str
@@ -67,10 +70,12 @@ class Request:
     fs: int | None = None
     seconds: float | None = None
     wav: str | None = None
+    data_dir: str | None = None
     channels: int = 1
     threads: int = 1
     repeats: int = 5
     device: str = "cpu"
+    depth: int = DEPTH
 
 
 def measure(request: Request) -> dict[str, Any]:

@@ -166,13 +166,6 @@ def frame_samples(model: EnhModel, fs: int) -> int:
     return int(getattr(encoder, "kernel_size", 1))
 
 
-def noise(samples: int, channels: int = 1, seed: int = 0) -> Tensor:
-    """Gaussian noise at a speech-like level, (1, samples) or (1, samples, channels)."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (1, samples) if channels == 1 else (1, samples, channels)
-    return 0.1 * torch.randn(shape, generator=generator)
-
-
 @torch.no_grad()
 def separate(model: EnhModel, mixture: Tensor, fs: int) -> list[Tensor]:
     """Separate ``(1, samples[, channels])``; the same steps as ESPnet's ``SeparateSpeech``.

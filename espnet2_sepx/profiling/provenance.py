@@ -80,11 +80,12 @@ class Provenance:
         """
         origin = self._result([self.of(tensor) for tensor in inputs], kind)
         owner = self.owner(inputs) or ""
-        storages = {_address(tensor) for tensor in inputs}
+        # Views and in-place results keep the origin of their storage, unless it was unknown.
+        storages = set() if kind == Kind.CREATION else {_address(tensor) for tensor in inputs}
         for tensor in written:
             self._set(tensor, max(origin, self.of(tensor)), owner)
         for tensor in outputs:
-            if _address(tensor) not in storages:  # else a view or an in-place result
+            if _address(tensor) not in storages:
                 self._set(tensor, origin, owner)
 
     @staticmethod

@@ -95,7 +95,7 @@ def _parts(cost: Mapping[str, Any]) -> list[str]:
     rows = []
     for part in with_subtotals([*work, *(part for part in parameters if part not in work)]):
         sizes = [subtotal(parameters, part), *(subtotal(columns[key], part) for key in columns)]
-        if any(sizes):  # not only elementwise work
+        if sizes[-1]:  # parts without products only count in the sums above them
             name = "&emsp;" * part.count(".") + part.rpartition(".")[2]
             rows.append([name, f"{sizes[0]:,}", *map(_macs, sizes[1:])])
     return _table(["part", "parameters", "MAC/s weights", "MAC/s all"], rows)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,13 +19,13 @@ from tqdm import tqdm
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.profiling import environment, memory, rtf
 from espnet2_sepx.profiling.cost import DEFAULT_SECONDS, SCHEMA, Request, config_name
+from espnet2_sepx.profiling.inputs import noise, recording, recordings
 from espnet2_sepx.profiling.macs import Count, count_macs
 from espnet2_sepx.profiling.model import (
     build_model,
     check_length,
     load_config,
     load_parameters,
-    noise,
     sample_rate,
     separate,
 )
@@ -50,7 +49,7 @@ def measure_here(request: Request) -> dict[str, Any]:
         config = load_config(request.config)
         name = Path(request.config).name
         fs = sample_rate(config, request.fs, name)
-        mixture = read_input(request, fs)
+        mixture = _input(request, fs)
         seconds = mixture.shape[1] / fs
         device = _device(request.device)
         model = build_model(config, name).to(device)
@@ -73,39 +72,27 @@ def measure_here(request: Request) -> dict[str, Any]:
         "separator": config["separator"],
         "fs": fs,
         "seconds": seconds,
-        "input": request.wav or "noise",
-        "parameters": _parameters(model),
-        "macs_per_second": per_second(count, seconds),
+        "input": request.wav or request.data_dir or "noise",
+        "parameters": _parameters(model, request.depth),
+        "macs_per_second": per_second(count, seconds, request.depth),
         "rtf": times,
         "memory_mb": memory_mb,
         "environment": {**environment.describe(device), "device": device},
     }
 
 
-def read_input(request: Request, fs: int) -> Tensor:
-    """The recording, or noise: (1, samples[, channels])."""
-    if request.wav is None:
-        samples = round((request.seconds or DEFAULT_SECONDS) * fs)
-        return noise(samples, request.channels)
-    try:
-        audio, rate = soundfile.read(request.wav, dtype="float32")
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{request.wav}: cannot read audio ({error}); give a WAV or FLAC"
-        ) from error
-    if rate != fs:
-        raise UserError(f"{request.wav}: sampled at {rate} Hz, the model expects {fs}; resample it")
-    if request.seconds is not None:
-        if len(audio) < round(request.seconds * fs):
-            raise UserError(
-                f"{request.wav}: {len(audio) / fs:g} s long, asked for {request.seconds:g}; "
-                "give a smaller --seconds"
-            )
-        audio = audio[: round(request.seconds * fs)]
-    return torch.from_numpy(audio)[None]
+def _input(request: Request, fs: int) -> Tensor:
+    """(1, samples[, channels]) from where the request says."""
+    samples = None if request.seconds is None else round(request.seconds * fs)
+    if request.wav is not None:
+        return recording(request.wav, fs, samples)
+    samples = samples or round(DEFAULT_SECONDS * fs)
+    if request.data_dir is not None:
+        return recordings(request.data_dir, fs, samples)
+    return noise(samples, request.channels)
 
 
-def per_second(count: Count, seconds: float) -> dict[str, Any]:
+def per_second(count: Count, seconds: float, depth: int) -> dict[str, Any]:
     """The ``macs_per_second`` entry of the schema."""
     total = count.total
     return {
@@ -119,18 +106,18 @@ def per_second(count: Count, seconds: float) -> dict[str, Any]:
                 "all": work.all / seconds,
                 "elementwise": work.elementwise / seconds,
             }
-            for part, work in work_by_part(count.by_module()).items()
+            for part, work in work_by_part(count.by_module(), depth).items()
         },
         "uncounted": dict(count.uncounted),
     }
 
 
-def _parameters(model: nn.Module) -> dict[str, Any]:
+def _parameters(model: nn.Module, depth: int) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "total": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "by_part": parameters_by_part(model),
+        "by_part": parameters_by_part(model, depth),
     }
 
 

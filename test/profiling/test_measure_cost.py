@@ -1,0 +1,133 @@
+"""The command: a whole measurement, its files, the comparison, and its complaints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from profiling_configs import small_tcn, small_tf_moe
+
+from espnet2_sepx.bin import measure_cost
+from espnet2_sepx.errors import UserError
+from espnet2_sepx.profiling.cost import config_name, read_cost
+from espnet2_sepx.profiling.table import compare_markdown, cost_markdown
+
+
+def command(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "espnet2_sepx.bin.measure_cost", *map(str, options)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A small TF-MoE, measured as a user would."""
+    folder = tmp_path_factory.mktemp("tf_moe_small")
+    (folder / "config.yaml").write_text(yaml.safe_dump(small_tf_moe()), encoding="utf-8")
+    out = folder / "profile" / "cost.json"
+    result = command(
+        "--config", folder / "config.yaml", "--seconds", 0.5, "--repeats", 2, "--out", out
+    )
+    assert result.returncode == 0, result.stderr
+    return result, out
+
+
+def test_a_whole_measurement(measured):
+    result, out = measured
+    cost = json.loads(out.read_text(encoding="utf-8"))
+    assert result.stdout == out.with_suffix(".md").read_text(encoding="utf-8")
+    assert sorted(file.name for file in out.parent.iterdir()) == ["cost.json", "cost.md"]
+    assert cost["config"] == out.parent.parent.name
+    assert (cost["schema"], cost["separator"], cost["fs"], cost["seconds"]) == (
+        1,
+        "tf_moe",
+        8000,
+        0.5,
+    )
+    assert cost["input"] == "noise"
+
+    parameters, macs = cost["parameters"], cost["macs_per_second"]
+    assert parameters["total"] == parameters["trainable"] == sum(parameters["by_part"].values())
+    for column in ("weights", "all", "elementwise"):
+        assert sum(row[column] for row in macs["by_part"].values()) == pytest.approx(macs[column])
+    assert 0 < macs["weights"] < macs["all"] == macs["executed"]
+    assert macs["uncounted"] == {}
+    assert cost["rtf"]["threads"] == 1
+    assert 0 < cost["rtf"]["min"] <= cost["rtf"]["median"] <= cost["rtf"]["max"]
+    assert 0 < cost["memory_mb"]["baseline"] <= cost["memory_mb"]["peak"]
+    assert set(cost["environment"]) >= {"processor", "torch", "numpy", "python", "espnet"}
+
+
+def test_table_of_one_system(measured):
+    text = cost_markdown(read_cost(measured[1]))
+    assert "| parameters | " in text
+    assert "&emsp;&emsp;&emsp;attention |" in text
+    assert "Not counted" not in text
+    cost = read_cost(measured[1])
+    cost["macs_per_second"]["uncounted"] = {"mamba.selective_scan": 12}
+    assert "**Not counted**, for want of a rule: `mamba.selective_scan` x 12." in cost_markdown(
+        cost
+    )
+
+
+def test_comparison_refuses_unequal_conditions(measured, tmp_path):
+    cost = read_cost(measured[1])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**cost, "config": "other", "seconds": 1.0}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"input length differs .*other 1.0.*--force true"):
+        compare_markdown([cost, read_cost(other)])
+    forced = command("--compare", measured[1], other, "--force", "true")
+    assert forced.returncode == 0
+    rows = forced.stdout.splitlines()
+    assert rows[0].endswith("input length |")
+    assert [row.split(" | ")[0] for row in rows[2:4]] == [f"| {cost['config']}", "| other"]
+
+    table = compare_markdown([cost, {**cost, "config": "twin"}])
+    assert "sampling rate 8000, input length 0.5" in table
+    with pytest.raises(UserError, match="version of the MAC rules differs"):
+        compare_markdown([cost, {**cost, "rules": "0"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "no.yaml", "--out", "x.json"], "no.yaml: no such file; check --config"),
+        (["--config", "c.yaml"], "--out: missing"),
+        (
+            ["--config", "c.yaml", "--out", "x.json", "--seconds", "-1"],
+            "--seconds: must be above 0",
+        ),
+        (["--config", "c.yaml", "--out", "x.json", "--wav", "a.wav"], "a.wav: no such file"),
+        (["--compare", "no.json"], "no.json: cannot read"),
+        (["--compare", "c.yaml"], "c.yaml: not JSON"),
+        (["--compare", "old.json"], "old.json: not a cost.json of schema 1"),
+    ],
+)
+def test_complaints(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("separator: tcn\n", encoding="utf-8")
+    (tmp_path / "old.json").write_text('{"schema": 0}', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["measure_cost", *options])
+    with pytest.raises(UserError, match=message):
+        measure_cost.main()
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_an_error_of_the_measuring_process_is_one_line(tmp_path):
+    config = tmp_path / "tcn.yaml"
+    config.write_text(yaml.safe_dump(small_tcn()), encoding="utf-8")
+    out = tmp_path / "cost.json"
+    result = command("--config", config, "--out", out)
+    assert result.returncode == 2
+    assert "error: tcn.yaml: the sampling rate is not stated" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not out.exists()
+
+
+def test_name_of_a_configuration(tmp_path):
+    assert config_name("conf/train_skim.yaml") == "train_skim"
+    assert config_name(tmp_path / "exp_a" / "config.yaml") == "exp_a"

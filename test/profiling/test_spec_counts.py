@@ -1,0 +1,132 @@
+"""Whole systems against hand counts: TF-Conformer, TF-MoE, its RNN variants and the BSRNN baseline.
+
+Per frame of K bands and W bins in all bands, with N channels, R blocks and S speakers. One second
+is 125 frames in the papers' convention; a centred transform makes one frame more.
+"""
+
+import pytest
+import torch
+from profiling_configs import bsrnn_config, small_tf_moe, stft_config
+
+from espnet2_sepx.profiling.inputs import noise
+from espnet2_sepx.profiling.macs import count_macs
+from espnet2_sepx.profiling.model import build_model, separate
+from espnet2_sepx.profiling.tree import part_of
+
+FS = 16000
+SAMPLES = 25 * 128  # 26 frames
+T = 26
+K, W, WIDEST, R, S = 80, 502, 19, 6, 2
+INNER = 64  # heads x width
+FRAMES_PER_SECOND = 125
+FFT_512 = 512 * 9
+
+
+def parts(config, samples=SAMPLES):
+    """Work of every module, block indices dropped; and the whole."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    mixture = noise(samples)
+    count = count_macs(model, lambda: separate(model, mixture, FS))
+    merged = {}
+    for path, work in count.by_module().items():
+        part = part_of(path, depth=9)
+        if part in merged:
+            merged[part] += work
+        else:
+            merged[part] = work
+    return {part: work for part, work in merged.items() if work.all}, count.total
+
+
+def gigamacs_per_second(per_frame):
+    return per_frame * FRAMES_PER_SECOND / 1e9
+
+
+def split(n):
+    """Every band at its width, or all computed together at that of the widest."""
+    return {2 * W * n, 2 * WIDEST * K * n}
+
+
+def decoder(n):
+    return 2 * (K * 4 * n * n + 4 * n * 4 * S * W)  # mask and residual
+
+
+FFN = {n: K * 8 * n * n for n in (30, 32)}
+ATTENTION = {n: K * 4 * n * INNER for n in (30, 32)}
+CONV = {n: K * (6 * n * n + 15 * 2 * n) for n in (30, 32)}
+
+
+@pytest.mark.parametrize("experts", [0, 12])
+def test_tf_conformer_and_tf_moe(experts):
+    n = 32
+    kind = "moe" if experts else "conformer"
+    found, total = parts(
+        stft_config("tf_moe", num_experts=experts or 1, t_module=kind, f_module=kind)
+    )
+    router = 24 * K * experts * n
+    exact = 12 * (2 * FFN[n] + ATTENTION[n] + CONV[n]) + router + 2 * W * n + decoder(n)
+    assert gigamacs_per_second(exact) == pytest.approx(4.108 if experts else 4.016, abs=5e-4)
+
+    band_split = found["separator.band_split"].weights
+    assert band_split // T in split(n)
+    assert total.weights == T * (exact - 2 * W * n) + band_split
+    f_attention, t_attention = R * T * K * 3 * INNER * K, R * T * K * 3 * INNER * T
+    assert found["separator.blocks.frequency.attention"].all == f_attention
+    assert found["separator.blocks.time.attention"].all == t_attention
+    assert total.all == total.weights + f_attention + t_attention + T * (1 + S) * FFT_512
+
+    dense_all = {1.0: 6.39, 2.4: 8.41}
+    for seconds, gigamacs in {} if experts else dense_all.items():
+        frames = 1 + round(seconds * FRAMES_PER_SECOND)
+        quadratic = R * K * 3 * INNER * (K + frames)
+        assert gigamacs_per_second(exact + quadratic) == pytest.approx(gigamacs, abs=0.02)
+
+
+def test_router_has_a_row_of_its_own():
+    found, _ = parts(stft_config("tf_moe", num_blocks=1, num_experts=12))
+    for axis in ("time", "frequency"):
+        for ffn in ("ffn1", "ffn2"):
+            assert found[f"separator.blocks.{axis}.{ffn}.router"].weights == T * K * 12 * 32
+
+
+@pytest.mark.parametrize("axis", ["time", "frequency"])
+def test_recurrent_variants(axis):
+    n = 30
+    modules = {"t_module": "conformer", "f_module": "conformer", f"{axis[0]}_module": "rnn"}
+    found, total = parts(stft_config("tf_moe", num_channels=n, **modules))
+    recurrent = K * 40 * n * n
+    exact = R * (2 * FFN[n] + ATTENTION[n] + CONV[n] + recurrent) + 2 * W * n + decoder(n)
+    assert gigamacs_per_second(exact) == pytest.approx(4.059, abs=5e-4)
+    band_split = found["separator.band_split"].weights
+    assert band_split // T in split(n)
+    assert total.weights == T * (exact - 2 * W * n) + band_split
+
+
+def test_bsrnn_baseline():
+    n, bands = 44, 27
+    _, total = parts(bsrnn_config())
+    exact = 12 * bands * 52 * n * n + 2 * 257 * n + 2 * (bands * 4 * n * n + 4 * n * 4 * S * 257)
+    assert gigamacs_per_second(exact) == pytest.approx(4.223, abs=5e-4)
+    assert total.weights == T * exact
+    # beside the transforms, only the complex mask (ESPnet multiplies native complex numbers)
+    assert total.all == total.weights + T * (1 + S) * FFT_512 + 4 * T * S * 257
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_executed_experts_equal_a_brute_force_count(top_k):
+    torch.manual_seed(0)
+    model = build_model(small_tf_moe(num_experts=4, top_k=top_k))
+    mixture = noise(4000)
+    model.separator.record_routing = True
+    found = count_macs(model, lambda: separate(model, mixture, 8000)).by_module()
+    n, hidden = 8, 32
+    executed = 0
+    for record in model.separator.last_routing:
+        for expert in range(4):
+            tokens = (record.expert == expert)[record.valid].sum().item()
+            executed += tokens * (n * hidden + hidden * n)
+    counted = [work.all for path, work in found.items() if path.endswith(("weight1", "weight2"))]
+    blocks = [path for path in found if path.endswith(("ffn1.weight1", "ffn2.weight1"))]
+    assert len(blocks) == 4
+    decoder_weights = found["separator.mask_decoder.weight2"].all
+    assert sum(counted) - decoder_weights == executed > 0

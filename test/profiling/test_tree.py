@@ -1,0 +1,49 @@
+"""Parts of a model."""
+
+import pytest
+from torch import nn
+
+from espnet2_sepx.profiling.tree import (
+    Work,
+    parameters_by_part,
+    part_of,
+    subtotal,
+    with_subtotals,
+    work_by_part,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("separator.blocks.3.time.ffn1.linear1", "separator.blocks.time.ffn1"),
+        ("separator.blocks.3.0", "separator.blocks"),
+        ("encoder", "encoder"),
+        ("", "model"),
+    ],
+)
+def test_parts_drop_indices_and_tails(path, part):
+    assert part_of(path) == part
+
+
+def test_nothing_is_lost_on_the_way_into_parts():
+    modules = {f"a.{index}.b.c.d.e": Work(index, 2 * index, 1) for index in range(4)}
+    assert work_by_part(modules, depth=2) == {"a.b": Work(6, 12, 4)}
+    assert work_by_part(modules, depth=1) == {"a": Work(6, 12, 4)}
+
+
+def test_parents_stand_before_their_children():
+    parts = ["a.b", "c", "a.d.e", "a"]
+    assert with_subtotals(parts) == ["a", "a.b", "a.d", "a.d.e", "c"]
+    values = {"a.b": 1, "c": 2, "a.d.e": 4, "a": 8, "ab": 16}
+    assert {part: subtotal(values, part) for part in ("a", "a.d", "c")} == {
+        "a": 13,
+        "a.d": 4,
+        "c": 2,
+    }
+
+
+def test_shared_parameters_count_once():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    assert parameters_by_part(model) == {"a": 12, "b": 3}
