@@ -74,7 +74,7 @@ def build_routing(
     passes = []
     for example in tqdm(shown, desc="routing", unit="mixture"):
         mixture, rate = read_audio(signals.mixture[example.utt], example.fs)
-        passes.append(router(mixture, rate))
+        passes.append(router(mixture[: round(example.shown * rate)], rate))
     num_experts = router.num_experts
     hop = int(experiment.encoder_conf.get("hop_length", 128))
     window = int(experiment.encoder_conf.get("n_fft", 4 * hop))

@@ -144,6 +144,11 @@ def quantity(value: float | None, unit: str = "") -> str:
 
 def key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
     """(title, value, remark) of the numbers that sum up an experiment."""
+    return score_figures(experiment) + cost_figures(experiment.cost or {})
+
+
+def score_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """Key figures of the first scored set."""
     figures = []
     scored = next((item for item in experiment.sets if item.summary is not None), None)
     if scored is not None:
@@ -153,16 +158,20 @@ def key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
                 title, unit, _ = METRICS[metric]
                 value = f"{format_score(metric, entry.get('mean'))} {unit}".strip()
                 interval = format_interval(metric, entry)
-                figures.append((title, value, f"95 % CI {interval}" if interval else ""))
-    cost = experiment.cost or {}
+                figures.append((title, value, f"95 % {interval}" if interval else ""))
+    return figures
+
+
+def cost_figures(cost: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Key figures of ``cost.json``."""
+    figures = []
     parameters = (cost.get("parameters") or {}).get("total")
     if parameters is not None:
         figures.append(("Parameters", quantity(parameters), f"{parameters:,} exactly"))
     macs = cost.get("macs_per_second") or {}
     if macs.get("weights") is not None:
-        everything = quantity(macs.get("all"), "MAC/s")
-        remark = f"weight layers; {everything} with everything"
-        figures.append(("Operations", quantity(macs["weights"], "MAC/s"), remark))
+        remark = f"of weight layers; {quantity(macs.get('all'))} in all"
+        figures.append(("MACs per second", quantity(macs["weights"]), remark))
     rtf = cost.get("rtf") or {}
     if rtf.get("median") is not None:
         threads = rtf.get("threads", 1)
@@ -201,7 +210,7 @@ def render_markdown(experiment: Experiment) -> str:
     if score_columns(experiment):
         lines += ["", "## Scores", "", *_markdown_table(header, rows)]
         lines += ["", "Means over mixtures; in brackets 95 % confidence intervals."]
-    figures = [figure for figure in key_figures(experiment) if figure[0] in COST_FIGURES]
+    figures = cost_figures(experiment.cost or {})
     if figures:
         lines += [
             "",
@@ -215,9 +224,6 @@ def render_markdown(experiment: Experiment) -> str:
     return "\n".join(lines) + "\n"
 
 
-COST_FIGURES = ("Parameters", "Operations", "Real-time factor")
-
-
 def render_terminal(experiment: Experiment) -> str:
     """A compact table for the end of a run."""
     header, rows = score_table(experiment)
@@ -227,11 +233,7 @@ def render_terminal(experiment: Experiment) -> str:
         for row in [header, *rows]
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    cost = ", ".join(
-        f"{title.lower()} {value}"
-        for title, value, _ in key_figures(experiment)
-        if title in COST_FIGURES
-    )
+    cost = ", ".join(f"{title} {value}" for title, value, _ in cost_figures(experiment.cost or {}))
     title = f"{experiment.name} ({experiment.separator})"
     return "\n".join([title, *([cost] if cost else []), "", *lines])
 

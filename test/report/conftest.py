@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
+import fake_experiment as fake
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import fake
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fake
+import fake_experiment as fake
 import pytest
 import torch
 

@@ -10,7 +10,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-import fake
+import fake_experiment as fake
 import pytest
 
 from espnet2_sepx.bin.report import main
