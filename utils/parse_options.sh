@@ -97,8 +97,9 @@ _po_help() {
                 printf '  %s\n' "${_po_line}"
             done <<<"${_po_headings[${_po_name}]%$'\n'}"
         fi
-        printf '  --%-24s %s[%s]\n' "${_po_name}" \
-            "${_po_comments[${_po_name}]:+${_po_comments[${_po_name}]} }" "${!_po_name}"
+        _po_line="${_po_comments[${_po_name}]:-} ${!_po_name:+[${!_po_name}]}"
+        _po_line="${_po_line# }"
+        printf '  --%-24s %s\n' "${_po_name}" "${_po_line% }"
     done
     printf '  --%-24s %s\n' "config" "source a file with assignments of these options"
     exit 0
