@@ -3,7 +3,7 @@
 # Source it after `stage` and `stop_stage` are set.
 
 log() {
-    echo "$(date '+%H:%M:%S') ($(basename "${BASH_SOURCE[1]}"):${BASH_LINENO[0]}) $*" >&2
+    echo "$(date '+%H:%M:%S') $*" >&2
 }
 
 # One line: what is wrong, and the remedy.

@@ -150,6 +150,7 @@ fi
 # Options that name the signals of a set for ESPnet: signal_options train|valid SET
 signal_options() {
     local n
+    printf -- '--%s_shape_file\n%s/utt2num_samples\n' "$1" "${dump}/$2"
     printf -- '--%s_data_path_and_name_and_type\n%s/wav.scp,speech_mix,sound\n' "$1" "${dump}/$2"
     for n in $(seq "${spk_num}"); do
         printf -- '--%s_data_path_and_name_and_type\n%s/spk%s.scp,speech_ref%s,sound\n' \
