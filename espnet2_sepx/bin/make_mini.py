@@ -27,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     bounds: dict[str, Any] = {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}
     add("--out", type=Path, required=True, help="folder for the sets' tables, data/<tag>")
     add("--audio_dir", type=Path, required=True, help="folder for the audio")
+    add("--fs", type=int, help="sampling rate in Hz (8000, or what the tables say)")
     add("--nj", type=int, help="processes (as many as processors, at most 8)")
 
     material = parser.add_argument_group("material")
@@ -39,7 +40,6 @@ def get_parser() -> argparse.ArgumentParser:
 
     mixing = parser.add_argument_group("mixing (not with --from_metadata: the tables say it)")
     add = mixing.add_argument
-    add("--fs", type=int, help="sampling rate in Hz (8000)")
     add("--seed", type=int, help="another seed, another corpus (0)")
     for name in _SETS:
         add(f"--num_{name}", type=int, help=f"mixtures of the {name} set (as the material allows)")
@@ -66,18 +66,30 @@ def main(argv: list[str] | None = None) -> None:
     from espnet2_sepx.data.mini import plan_rebuild, plan_sets
 
     folders = Folders(args.speech_dir, args.noise_dir, args.rir_dir)
-    audio_dir = args.audio_dir.resolve()
+    out, audio_dir = args.out.resolve(), args.audio_dir.resolve()
+    _keep_apart(out, audio_dir, args)
     if args.from_metadata is not None:
         if given:
             raise UserError(f"--{next(iter(given))}: has no effect with --from_metadata; remove it")
-        plans = plan_rebuild(args.from_metadata, folders, audio_dir)
+        plans = plan_rebuild(args.from_metadata, folders, audio_dir, args.fs)
     else:
-        plans = plan_sets(_options(given, folders), folders, audio_dir)
+        plans = plan_sets(_options(args.fs or 8000, given, folders), folders, audio_dir)
     num_workers = args.nj or min(8, len(os.sched_getaffinity(0)))
-    build_sets(plans, args.out.resolve(), audio_dir, folders, num_workers)
+    build_sets(plans, out, audio_dir, folders, num_workers)
 
 
-def _options(given: dict[str, Any], folders: Any) -> Any:
+def _keep_apart(out: Path, audio_dir: Path, args: argparse.Namespace) -> None:
+    """Refuse to write where the material is, and two sets into one folder."""
+    if out == audio_dir:
+        raise UserError(f"{out}: given for --out and --audio_dir; choose two folders")
+    for option in ("speech_dir", "noise_dir", "rir_dir"):
+        material = getattr(args, option)
+        for folder in (out, audio_dir):
+            if material is not None and folder.is_relative_to(material.resolve()):
+                raise UserError(f"{folder}: lies in --{option}; choose a folder outside it")
+
+
+def _options(fs: int, given: dict[str, Any], folders: Any) -> Any:
     """``MiniOptions`` from what was given, the rest by default.
 
     Raises:
@@ -93,7 +105,7 @@ def _options(given: dict[str, Any], folders: Any) -> Any:
     overlap = given.get("overlap_ratio")
     try:
         mix = MixOptions(
-            fs=given.get("fs", 8000),
+            fs=fs,
             mode=given.get("min_or_max", "min"),
             level_range_db=given.get("level_range_db", 2.5),
             overlap_ratio=None if overlap is None else tuple(overlap),

@@ -10,21 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import re
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +25,12 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from espnet2_sepx.data.kaldi import write_scp
+from espnet2_sepx.data.kaldi import spk2utt_from_utt2spk, write_scp
 from espnet2_sepx.data.metadata import DrySource, Mixture, write_table
-from espnet2_sepx.data.mixing import MixOptions, Readers, plan, render
+from espnet2_sepx.data.mixing import MixJob, Readers, plan, render
 from espnet2_sepx.data.recordings import check_header, read_recording
 from espnet2_sepx.data.sources import cut, load_origin, render_source
+from espnet2_sepx.data.workers import Run, locked, workers
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.files import atomic_dir
 
@@ -58,31 +52,21 @@ class Folders:
 class SetPlan:
     """A set still to be made.
 
-    ``files`` is the user's audio that goes into it.
-    ``origins`` are grouped by the signal they are cut from. With ``mixtures`` None, the origins
-    are yet to be cut and ``draw`` makes the mixtures; otherwise both are lines of finished tables.
+    Attributes:
+        description: all that determines it; hashed.
+        files: the user's audio that goes into it.
+        origins: dry sources, grouped by the signal they are cut from.
+        max_seconds: cut every origin anew, into pieces of at most this; None: as it says.
+        draw: makes of the finished dry sources what to mix, to be drawn or lines of a table.
     """
 
     name: str
     fs: int
-    origins: list[list[DrySource]]
     description: dict[str, Any]
     files: list[Path]
-    mixtures: list[Mixture] | None = None
-    draw: Callable[[list[DrySource]], list[Job]] | None = None
-    max_seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A mixture to be drawn; arguments of ``mixing.plan``."""
-
-    utt: str
-    pair: tuple[DrySource, DrySource]
-    options: MixOptions
-    seed: tuple[int, ...]
-    noises: tuple[str, ...]
-    rirs: tuple[str, ...]
+    origins: list[list[DrySource]]
+    max_seconds: float | None
+    draw: Callable[[list[DrySource]], Sequence[MixJob | Mixture]]
 
 
 def build_sets(
@@ -93,7 +77,7 @@ def build_sets(
     All dry sources are made first: a bad recording, wherever it is, then stops the run before any
     set appears.
     """
-    with _locked(out, audio_dir), contextlib.ExitStack() as everything:
+    with locked(out, audio_dir), contextlib.ExitStack() as everything:
         pending = []
         for set_plan in plans:
             if _is_finished(set_plan, out, audio_dir):
@@ -106,7 +90,7 @@ def build_sets(
         files = [(path, set_plan.fs) for set_plan in pending for path in set_plan.files]
         for path, fs in tqdm(files, desc="checking files", mininterval=1, disable=not files):
             check_header(path, fs)
-        run = everything.enter_context(_workers(num_workers))
+        run = everything.enter_context(workers(num_workers))
         builds = []
         for set_plan in pending:
             stack = everything.enter_context(contextlib.ExitStack())
@@ -115,6 +99,7 @@ def build_sets(
             builds.append((builder, stack))
         for builder, stack in builds:
             builder.make_mixtures(run)
+            _retire(out / builder.plan.name, audio_dir / builder.plan.name)
             stack.close()  # the set appears
 
 
@@ -138,13 +123,12 @@ class _SetBuilder:
         self.sources: list[DrySource] = []
 
     def make_sources(self, run: Run) -> None:
-        (self.audio / "source").mkdir()
         task = functools.partial(
             _make_sources,
             audio=self.audio,
             speech_dir=self.folders.speech,
             fs=self.plan.fs,
-            max_seconds=None if self.plan.mixtures is not None else self.plan.max_seconds,
+            max_seconds=self.plan.max_seconds,
         )
         title = f"{self.plan.name}: dry sources"
         made = list(run(task, self.plan.origins, title))
@@ -154,21 +138,11 @@ class _SetBuilder:
             _say(f"{self.plan.name}: left out {left_out} recording(s) with under 0.5 s of speech")
 
     def make_mixtures(self, run: Run) -> None:
-        for name in ("mix", "s1", "s2", "noise"):
-            (self.audio / name).mkdir()
-        jobs: list[Any]
-        if self.plan.mixtures is not None:
-            jobs = list(self.plan.mixtures)
-        else:
-            assert self.plan.draw is not None
-            jobs = list(self.plan.draw(self.sources))
         task = functools.partial(
             _make_mixture, audio=self.audio, folders=self.folders, fs=self.plan.fs
         )
-        mixtures = list(run(task, jobs, f"{self.plan.name}: mixtures"))
-        if not mixtures[0].noise.file:
-            (self.audio / "noise").rmdir()
-        self._write_tables(mixtures)
+        jobs = self.plan.draw(self.sources)
+        self._write_tables(list(run(task, jobs, f"{self.plan.name}: mixtures")))
 
     def _write_tables(self, mixtures: list[Mixture]) -> None:
         def paths(kind: str, names: Iterable[str]) -> dict[str, str]:
@@ -177,15 +151,12 @@ class _SetBuilder:
         utts = [mixture.utt for mixture in mixtures]
         speaker_of = {source.source: source.speaker for source in self.sources}
         utt2spk = {m.utt: f"{speaker_of[m.s1.source]}_{speaker_of[m.s2.source]}" for m in mixtures}
-        spk2utt: dict[str, list[str]] = {}
-        for utt in sorted(utts, key=str.encode):
-            spk2utt.setdefault(utt2spk[utt], []).append(utt)
         tables = {
             "wav.scp": paths("mix", utts),
             "spk1.scp": paths("s1", utts),
             "spk2.scp": paths("s2", utts),
             "utt2spk": utt2spk,
-            "spk2utt": {speaker: " ".join(names) for speaker, names in spk2utt.items()},
+            "spk2utt": spk2utt_from_utt2spk(utt2spk),
             "utt2overlap": {m.utt: f"{m.overlap:.4f}" for m in mixtures},
             "source.scp": paths("source", speaker_of),
             "source2spk": speaker_of,
@@ -215,7 +186,7 @@ def _make_sources(
     fs: int,
     max_seconds: float | None,
 ) -> list[DrySource]:
-    """Write the dry files cut from one signal; ``max_seconds`` None means they are cut already."""
+    """Write the dry files cut from one signal."""
     signal = load_origin(origins[0], speech_dir, fs)
     sources = origins if max_seconds is None else cut(origins[0], signal, fs, max_seconds)
     for source in sources:
@@ -223,12 +194,9 @@ def _make_sources(
     return sources
 
 
-def _make_mixture(job: Job | Mixture, audio: Path, folders: Folders, fs: int) -> Mixture:
+def _make_mixture(job: MixJob | Mixture, audio: Path, folders: Folders, fs: int) -> Mixture:
     read = _readers(audio, folders, fs)
-    if isinstance(job, Job):
-        row = plan(job.utt, job.pair, job.options, job.seed, read, job.noises, job.rirs)
-    else:
-        row = job
+    row = plan(job, read) if isinstance(job, MixJob) else job
     signals = render(row, read)
     for name, samples in signals._asdict().items():
         if samples is not None:
@@ -259,84 +227,14 @@ def _readers(audio: Path, folders: Folders, fs: int) -> Readers:
 
 
 def _write_wav(path: Path, samples: np.ndarray, fs: int) -> None:
+    path.parent.mkdir(exist_ok=True)
     try:
         soundfile.write(str(path), samples, fs, subtype="PCM_16")
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"cannot write {path}: {error}; check the space on the disk") from error
 
 
-# -- processes, locks, leftovers -------------------------------------------------------------------
-
-Run = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
-
-
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[Run]:
-    """Yield ``run(task, items, title)``: results in order, with a progress bar.
-
-    Processes are spawned, since a forked child inherits whatever threads and libraries hold.
-    """
-    if count == 1:
-        yield lambda task, items, title: map(task, tqdm(items, desc=title, mininterval=1))
-        return
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
-
-    def run(task: Callable[[Any], Any], items: Sequence[Any], title: str) -> Iterator[Any]:
-        results = executor.map(task, items, chunksize=8)
-        return iter(tqdm(results, total=len(items), desc=title, mininterval=1))
-
-    try:
-        yield run
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory; try again with --nj 1"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _locked(*folders: Path) -> Iterator[None]:
-    """Create and lock folders, remove what a killed run left in them, and them if left empty."""
-    with contextlib.ExitStack() as stack:
-        unique = sorted(set(folders))
-        for folder in unique:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                handle = os.open(folder, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write {folder}: {error.strerror}; choose a folder you may write to"
-                ) from error
-            stack.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                _say(f"waiting for another make_mini that works in {folder}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        for folder in unique:
-            for path in folder.iterdir():
-                if re.fullmatch(r"\.(train|valid|test)\.tmp\d+", path.name):
-                    shutil.rmtree(path, ignore_errors=True)
-        try:
-            yield
-        finally:
-            for folder in unique:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # only if nothing was made in it
+# -- what is there already -------------------------------------------------------------------------
 
 
 def _is_finished(set_plan: SetPlan, out: Path, audio_dir: Path) -> bool:
@@ -359,6 +257,15 @@ def _refuse_foreign(*folders: Path) -> None:
                 f"{folder}: exists and was not made by make_mini; "
                 f"move it away, or choose another --out or --audio_dir"
             )
+
+
+def _retire(*folders: Path) -> None:
+    """Remove an older set, under a name by which it is known as rubbish if we are killed."""
+    for folder in folders:
+        if folder.exists():
+            rubbish = folder.with_name(f".{folder.name}.tmp0")
+            os.replace(folder, rubbish)
+            shutil.rmtree(rubbish)
 
 
 def _say(message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_sepx.data.corpus import FORMAT, Folders, Job, SetPlan, group_by_origin
+from espnet2_sepx.data.corpus import FORMAT, Folders, SetPlan, group_by_origin
 from espnet2_sepx.data.metadata import (
     DrySource,
     Mixture,
@@ -24,7 +25,7 @@ from espnet2_sepx.data.metadata import (
     SpokenSource,
     read_table,
 )
-from espnet2_sepx.data.mixing import MixOptions
+from espnet2_sepx.data.mixing import MixJob, MixOptions
 from espnet2_sepx.data.recordings import SETS, find_files, find_speech
 from espnet2_sepx.data.sources import draw_pairs, recorded_origins, spoken_origins
 from espnet2_sepx.errors import UserError
@@ -32,6 +33,7 @@ from espnet2_sepx.errors import UserError
 # Generated speech: (speakers, utterances of each, mixtures). Many voices rather than many hours:
 # what has to be learnt is to tell unseen voices apart.
 _GENERATED = {"train": (180, 6, 500), "valid": (24, 3, 40), "test": (36, 3, 60)}
+_TABLES = ("sources.csv", "metadata.csv")
 # Of recordings, when no number is given.
 _MOST_MIXTURES = {"train": 2000, "valid": 100, "test": 100}
 
@@ -58,59 +60,56 @@ class MiniOptions:
 
 
 def plan_sets(options: MiniOptions, folders: Folders, audio_dir: Path) -> list[SetPlan]:
-    """Plans of train, valid and test."""
-    seed = options.seed
-    noises = _relative(folders.noise, "--noise_dir", seed)
-    rirs = _relative(folders.rir, "--rir_dir", seed)
-    speech = None if folders.speech is None else find_speech(folders.speech, seed)
+    """Plans of train, valid and test.
+
+    Raises:
+        UserError: the user's audio is missing, or too little for three sets without a common
+            speaker.
+    """
+    noises = _relative(folders.noise, "--noise_dir", options.seed)
+    rirs = _relative(folders.rir, "--rir_dir", options.seed)
+    if folders.speech is None:
+        origins: dict[str, Sequence[DrySource]] = {name: _speak(name, options) for name in SETS}
+    else:
+        speakers = find_speech(folders.speech, options.seed)
+        origins = {name: recorded_origins(speakers[name], folders.speech) for name in SETS}
     plans = []
     for name in SETS:
-        origins: Sequence[DrySource]
-        if speech is None:
-            origins = _speak(name, options)
-            default = _GENERATED[name][2]
-            material = _espeak_version()
-        else:
-            assert folders.speech is not None
-            origins = recorded_origins(speech[name], folders.speech)
-            default = None
-            material = ""
-        files = [path for paths in (speech or {}).get(name, {}).values() for path in paths]
-        files += [folders.noise / file for file in noises[name]] if folders.noise else []
-        files += [folders.rir / file for file in rirs[name]] if folders.rir else []
-        description = {
-            "format": FORMAT,
-            "set": name,
-            "audio": str(audio_dir / name),
-            "options": dataclasses.asdict(dataclasses.replace(options, counts={})),
-            "mixtures": options.counts[name] or default,
-            "generator": material,
-            "files": _fingerprint(files),
+        count = options.counts[name]
+        if count is None and folders.speech is None:
+            count = _GENERATED[name][2]
+        files = _files_of(origins[name], noises[name], rirs[name], folders)
+        what = {
+            "seed": options.seed,
+            "max_seconds": options.max_seconds,
+            "mixing": dataclasses.asdict(options.mix),
+            "mixtures": count,
         }
-        draw = functools.partial(
-            _draw_jobs,
-            name=name,
-            count=options.counts[name] or default,
-            options=options,
-            noises=tuple(noises[name]),
-            rirs=tuple(rirs[name]),
-        )
         plans.append(
             SetPlan(
                 name=name,
                 fs=options.mix.fs,
-                origins=[[origin] for origin in origins],
-                description=description,
+                description=_describe(name, audio_dir, what, origins[name], files),
                 files=files,
-                draw=draw,
+                origins=[[origin] for origin in origins[name]],
                 max_seconds=options.max_seconds,
+                draw=functools.partial(
+                    _draw_jobs,
+                    name=name,
+                    count=count,
+                    options=options,
+                    noises=tuple(noises[name]),
+                    rirs=tuple(rirs[name]),
+                ),
             )
         )
     return plans
 
 
-def plan_rebuild(tables: Path, folders: Folders, audio_dir: Path) -> list[SetPlan]:
+def plan_rebuild(tables: Path, folders: Folders, audio_dir: Path, fs: int | None) -> list[SetPlan]:
     """Plans that make again what ``<tables>/<set>/{sources,metadata}.csv`` describe.
+
+    ``fs``, unless None, must be the rate the tables say.
 
     Raises:
         UserError: no table, tables that do not fit, or a folder of audio that they need is missing.
@@ -122,54 +121,67 @@ def plan_rebuild(tables: Path, folders: Folders, audio_dir: Path) -> list[SetPla
         )
     plans = []
     for name in present:
-        sources_csv = tables / name / "sources.csv"
-        mixtures_csv = tables / name / "metadata.csv"
-        sources = read_table(sources_csv, SpokenSource, RecordedSource)
-        mixtures = read_table(mixtures_csv, Mixture)
-        if not sources or not mixtures:
-            raise UserError(f"{tables / name}: an empty table; restore sources.csv, metadata.csv")
-        known = {source.source for source in sources}
-        for mixture in mixtures:
-            for source in (mixture.s1.source, mixture.s2.source):
-                if source not in known:
-                    raise UserError(
-                        f"{mixtures_csv}: source {source!r} is not in {sources_csv}; "
-                        f"take both tables from one corpus"
-                    )
-        recorded = isinstance(sources[0], RecordedSource)
-        _require("--speech_dir", folders.speech, sources_csv, recorded)
-        _require("--noise_dir", folders.noise, mixtures_csv, bool(mixtures[0].noise.file))
-        _require("--rir_dir", folders.rir, mixtures_csv, bool(mixtures[0].s1.rir))
-        files = _files_of(sources, mixtures, folders)
-        description = {
-            "format": FORMAT,
-            "set": name,
-            "audio": str(audio_dir / name),
-            "tables": _sha(p.read_text(encoding="utf-8") for p in (sources_csv, mixtures_csv)),
-            "generator": "" if recorded else _espeak_version(),
-            "files": _fingerprint(files),
-        }
+        sources, mixtures = _read_tables(tables / name, folders, fs)
+        noises = {mixture.noise.file for mixture in mixtures}
+        rirs = {part.rir for mixture in mixtures for part in (mixture.s1, mixture.s2)}
+        files = _files_of(sources, noises, rirs, folders)
+        texts = [(tables / name / table).read_text(encoding="utf-8") for table in _TABLES]
         plans.append(
             SetPlan(
                 name=name,
                 fs=mixtures[0].fs,
-                origins=group_by_origin(sources),
-                description=description,
+                description=_describe(name, audio_dir, {"tables": _sha(texts)}, sources, files),
                 files=files,
-                mixtures=mixtures,
+                origins=group_by_origin(sources),
+                max_seconds=None,
+                draw=functools.partial(_as_in_table, mixtures=mixtures),
             )
         )
     return plans
 
 
-def _speak(name: str, options: MiniOptions) -> Sequence[DrySource]:
+def _read_tables(
+    folder: Path, folders: Folders, fs: int | None
+) -> tuple[list[DrySource], list[Mixture]]:
+    """The two tables of a set, if they fit together, the folders given, and ``fs``."""
+    sources_csv, mixtures_csv = (folder / table for table in _TABLES)
+    sources = read_table(sources_csv, SpokenSource, RecordedSource)
+    mixtures = read_table(mixtures_csv, Mixture)
+    if not sources or not mixtures:
+        raise UserError(f"{folder}: an empty table; restore {' and '.join(_TABLES)}")
+    if fs not in (None, mixtures[0].fs):
+        raise UserError(
+            f"{mixtures_csv}: describes audio of {mixtures[0].fs} Hz; "
+            f"remove --fs {fs}, or give --fs {mixtures[0].fs}"
+        )
+    known = {source.source for source in sources}
+    for source in (part.source for mixture in mixtures for part in (mixture.s1, mixture.s2)):
+        if source not in known:
+            raise UserError(
+                f"{mixtures_csv}: source {source!r} is not in {sources_csv}; "
+                f"take both tables from one corpus"
+            )
+    needs = {
+        "--speech_dir": (folders.speech, isinstance(sources[0], RecordedSource)),
+        "--noise_dir": (folders.noise, bool(mixtures[0].noise.file)),
+        "--rir_dir": (folders.rir, bool(mixtures[0].s1.rir)),
+    }
+    for option, (given, needed) in needs.items():
+        if needed and given is None:
+            raise UserError(f"{folder}: was made with {option}; give the same folder with {option}")
+    return sources, mixtures
+
+
+def _as_in_table(_sources: list[DrySource], mixtures: list[Mixture]) -> list[Mixture]:
+    return mixtures
+
+
+def _speak(name: str, options: MiniOptions) -> list[SpokenSource]:
     """Generated sources: as many speakers as usual, more utterances for more mixtures."""
     speakers, utterances, mixtures = _GENERATED[name]
     wanted = options.counts[name] or mixtures
     speakers = max(2, min(speakers, 2 * wanted))
-    utterances = max(1, round(utterances * min(1.0, wanted / mixtures)))
-    if wanted > mixtures:
-        utterances = round(_GENERATED[name][1] * wanted / mixtures)
+    utterances = max(1, round(utterances * wanted / mixtures))
     return spoken_origins(name, speakers, utterances, options.seed)
 
 
@@ -180,7 +192,7 @@ def _draw_jobs(
     options: MiniOptions,
     noises: tuple[str, ...],
     rirs: tuple[str, ...],
-) -> list[Job]:
+) -> list[MixJob]:
     """Pairs of sources and the names of their mixtures."""
     if count is None:  # train: every source about twice; else every source about once
         usual = len(sources) if name == "train" else len(sources) // 2
@@ -191,8 +203,10 @@ def _draw_jobs(
         raise UserError(
             f"{name}: fewer than two speakers with half a second of speech; add recordings"
         )
+    if len(pairs) < count:
+        print(f"{name}: only {len(pairs)} different pairs of sources exist", file=sys.stderr)
     return [
-        Job(
+        MixJob(
             utt=f"{first.speaker}_{second.speaker}_{number:05d}",
             pair=(first, second),
             options=options.mix,
@@ -213,21 +227,41 @@ def _relative(folder: Path | None, option: str, seed: int) -> dict[str, list[str
     }
 
 
-def _require(option: str, folder: Path | None, table: Path, needed: bool) -> None:
-    if needed and folder is None:
-        raise UserError(f"{table}: was made with {option}; give the same folder with {option}")
-
-
-def _files_of(sources: Sequence[Any], mixtures: Sequence[Mixture], folders: Folders) -> list[Path]:
-    names = {(folders.speech, getattr(source, "file", "")) for source in sources} | {
-        (folders.noise, m.noise.file) for m in mixtures
-    }
-    names |= {(folders.rir, part.rir) for m in mixtures for part in (m.s1, m.s2)}
-    files = sorted(folder / name for folder, name in names if folder is not None and name)
+def _files_of(
+    sources: Sequence[DrySource], noises: Iterable[str], rirs: Iterable[str], folders: Folders
+) -> list[Path]:
+    """The user's files that a set is made of, each of them there."""
+    speech = {source.file for source in sources if isinstance(source, RecordedSource)}
+    material = ((folders.speech, speech), (folders.noise, noises), (folders.rir, rirs))
+    files = [
+        folder / name
+        for folder, names in material
+        if folder is not None
+        for name in sorted(names)
+        if name
+    ]
     for path in files:
         if not path.is_file():
             raise UserError(f"{path}: named in the tables but not there; give the folder it is in")
     return files
+
+
+def _describe(
+    name: str,
+    audio_dir: Path,
+    what: dict[str, Any],
+    sources: Sequence[DrySource],
+    files: Sequence[Path],
+) -> dict[str, Any]:
+    generated = isinstance(sources[0], SpokenSource)
+    return {
+        "format": FORMAT,
+        "set": name,
+        "audio": str(audio_dir / name),
+        **what,
+        "generator": _espeak_version() if generated else None,
+        "files": _fingerprint(files),
+    }
 
 
 def _fingerprint(files: Iterable[Path]) -> str:

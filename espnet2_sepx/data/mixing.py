@@ -72,6 +72,21 @@ class MixOptions:
             raise ValueError(f"noise_snr_db must be min <= max, got {self.noise_snr_db}")
 
 
+@dataclasses.dataclass(frozen=True)
+class MixJob:
+    """A mixture to be drawn: of which sources, and of which noises and responses one may choose.
+
+    Everything random depends on ``seed`` alone.
+    """
+
+    utt: str
+    pair: tuple[DrySource, DrySource]
+    options: MixOptions
+    seed: tuple[int, ...]
+    noises: tuple[str, ...] = ()
+    rirs: tuple[str, ...] = ()
+
+
 class Signals(NamedTuple):
     """Samples of a mixture, ``(N,)`` int16 each; ``noise`` is None where there is none."""
 
@@ -95,6 +110,8 @@ def _place(part: Part, samples: int, read: Readers) -> np.ndarray:
     """One speaker as heard in the mixture, ``(N,)``."""
     signal_N = np.zeros(samples)
     stretch = _image(part, read)[part.start : part.start + part.samples]
+    if len(stretch) != part.samples or part.offset + part.samples > samples:
+        raise UserError(f"source {part.source}: does not fit its mixture; restore metadata.csv")
     signal_N[part.offset : part.offset + part.samples] = part.gain * stretch
     return signal_N
 
@@ -113,30 +130,23 @@ def _stretch(signal: np.ndarray, noise: Noise, samples: int) -> np.ndarray:
     return np.take(signal, np.arange(noise.start, noise.start + samples), mode="wrap")
 
 
-def plan(
-    utt: str,
-    pair: tuple[DrySource, DrySource],
-    options: MixOptions,
-    seed: Sequence[int],
-    read: Readers,
-    noises: Sequence[str] = (),
-    rirs: Sequence[str] = (),
-) -> Mixture:
-    """Draw a mixture of two dry sources; everything random depends on ``seed`` alone."""
-    rng = np.random.default_rng(seed)
+def plan(job: MixJob, read: Readers) -> Mixture:
+    """Draw a mixture of two dry sources."""
+    rng, options = np.random.default_rng(job.seed), job.options
     parts = [
         Part(source.source, 0, source.samples, 0, 1.0, 0.0, rir)
-        for source, rir in zip(pair, _draw_responses(rirs, rng), strict=True)
+        for source, rir in zip(job.pair, _draw_responses(job.rirs, rng), strict=True)
     ]
     parts = _arrange(parts, options, rng, read)
     samples = max(part.offset + part.samples for part in parts)
     parts = _set_levels(parts, samples, options, rng, read)
-    noise = _draw_noise(noises, max(p.level_db for p in parts), samples, options, rng, read)
+    louder_db = max(part.level_db for part in parts)
+    noise = _draw_noise(job.noises, louder_db, samples, options, rng, read)
     row = Mixture(
-        utt=utt,
+        utt=job.utt,
         fs=options.fs,
         samples=samples,
-        seed="-".join(map(str, seed)),
+        seed="-".join(map(str, job.seed)),
         overlap=0.0,
         s1=parts[0],
         s2=parts[1],

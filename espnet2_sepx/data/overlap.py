@@ -34,11 +34,10 @@ def activity(signal_N: np.ndarray, fs: int) -> np.ndarray:
     padded = np.zeros(count * block)
     padded[: len(signal_N)] = signal_N
     power_T = np.mean(padded.reshape(count, block) ** 2, axis=1)
-    power_T = np.convolve(power_T, np.full(3, 1 / 3), mode="same")
-    peak = power_T.max(initial=0.0)
-    if peak < _SILENCE_POWER:
+    if power_T.max(initial=0.0) < _SILENCE_POWER:
         return np.zeros(count, dtype=bool)
-    return _bridge_pauses(power_T > peak * 10 ** (-_RANGE_DB / 10))
+    power_T = np.convolve(np.pad(power_T, 1), np.full(3, 1 / 3), mode="valid")
+    return _bridge_pauses(power_T > power_T.max() * 10 ** (-_RANGE_DB / 10))
 
 
 def _bridge_pauses(active_T: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -131,37 +132,23 @@ def draw_pairs(
 ) -> list[tuple[DrySource, DrySource]]:
     """Up to ``count`` different pairs of sources of two speakers, each source about equally often.
 
-    Sources are dealt from a shuffled deck; a new deck is added whenever the old one is through.
+    Pairs are made in rounds, in which every source is used once, if a new partner is left for it.
     """
-    per_speaker: dict[str, int] = {}
-    for source in sources:
-        per_speaker[source.speaker] = per_speaker.get(source.speaker, 0) + 1
+    per_speaker = Counter(source.speaker for source in sources)
     possible = (len(sources) ** 2 - sum(n**2 for n in per_speaker.values())) // 2
     pairs: list[tuple[DrySource, DrySource]] = []
     used: set[frozenset[str]] = set()
-    deck: list[int] = []
+    waiting: list[int] = []
     while len(pairs) < min(count, possible):
-        if len(deck) < 2:
-            deck += rng.permutation(len(sources)).tolist()
-        first = sources[deck.pop(0)]
-        partner = _first_partner(first, sources, deck, used)
-        if partner is None:
-            deck += rng.permutation(len(sources)).tolist()
-            partner = _first_partner(first, sources, deck, used)
-        if partner is not None:
-            second = sources[deck.pop(partner)]
-            used.add(frozenset((first.source, second.source)))
-            pairs.append((first, second))
+        if not waiting:
+            waiting = rng.permutation(len(sources)).tolist()
+        first = sources[waiting.pop()]
+        for position in reversed(range(len(waiting))):
+            second = sources[waiting[position]]
+            names = frozenset((first.source, second.source))
+            if second.speaker != first.speaker and names not in used:
+                used.add(names)
+                pairs.append((first, second))
+                del waiting[position]
+                break
     return pairs
-
-
-def _first_partner(
-    first: DrySource, sources: Sequence[DrySource], deck: list[int], used: set[frozenset[str]]
-) -> int | None:
-    """Position in the deck of the first source that may be mixed with ``first``."""
-    for position, index in enumerate(deck):
-        other = sources[index]
-        is_new = frozenset((first.source, other.source)) not in used
-        if is_new and other.speaker != first.speaker:
-            return position
-    return None

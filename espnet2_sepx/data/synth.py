@@ -13,14 +13,18 @@ say little about levels on recordings. Whispering, singing, echoing and robot va
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.signal import resample_poly
 
 from espnet2_sepx.data.sentences import draw_sentence
 from espnet2_sepx.errors import UserError
+
+Item = TypeVar("Item")
 
 ESPEAK_RATE = 22050  # Hz, of every formant voice of espeak-ng
 
@@ -115,7 +119,7 @@ def draw_speakers(subset: str, count: int, seed: int) -> list[Speaker]:
     return speakers
 
 
-def _endless(items: list, rng: np.random.Generator):
+def _endless(items: list[Item], rng: np.random.Generator) -> Iterator[Item]:
     """Every item once in random order, again and again."""
     while True:
         for index in rng.permutation(len(items)):
@@ -153,13 +157,14 @@ def synthesize(utterance: Utterance, fs: int) -> np.ndarray:
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
-# enum values of espeak-ng/speak_lib.h
+# Values of enums in espeak-ng/speak_lib.h.
 _OUTPUT_SYNCHRONOUS = 2
 _DONT_EXIT = 0x8000
+_RATE, _VOLUME, _PITCH, _WORD_GAP = 1, 2, 3, 7
 _POSITION_CHARACTER = 1
 _CHARS_UTF8 = 1
-_PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "gap": 7}
-_VOLUME = 40  # of 200; at the default of 100 several variants clip
+
+_QUIET = 40  # of 200; at the default volume of 100 several variants clip
 
 
 class _Espeak:
@@ -176,51 +181,31 @@ class _Espeak:
         except ImportError as error:
             raise UserError(
                 "espeakng-loader is not installed, and generated speech needs it; "
-                "run: pip install espeakng-loader, or give recordings with --speech_dir"
+                "run: pip install 'espnet2_sepx[mini]', or give recordings with --speech_dir"
             ) from error
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        except OSError as error:
+            self._data_path = espeakng_loader.get_data_path().encode()
+        except (OSError, RuntimeError) as error:
             raise UserError(
                 f"espeak-ng cannot be loaded ({error}); "
                 f"reinstall espeakng-loader, or give recordings with --speech_dir"
             ) from error
-        self._data_path = espeakng_loader.get_data_path().encode()
 
     def speak(self, utterance: Utterance) -> np.ndarray:
-        """``-> (samples,)`` int16 at 22.05 kHz."""
+        """``-> (samples,)`` int16 at 22.05 kHz. Call it once."""
         blocks: list[np.ndarray] = []
 
-        def collect(samples, count: int, _events) -> int:
+        def collect(samples: Any, count: int, _events: Any) -> int:
             if samples and count > 0:
                 blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        callback = _CALLBACK(collect)  # must outlive the call below
-        library, libc = self._library, ctypes.CDLL(None)
-        if library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, self._data_path, _DONT_EXIT) < 0:
-            raise UserError(
-                f"espeak-ng found no data in {self._data_path.decode()}; reinstall espeakng-loader"
-            )
+        callback = _CALLBACK(collect)  # a name of its own keeps it alive during the calls
         try:
-            libc.srand(ctypes.c_uint(1))  # the generator of breath noise in klatt voices
-            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-            library.espeak_SetSynthCallback(callback)
-            if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
-                raise UserError(
-                    f"espeak-ng has no voice {utterance.voice!r}; install the version of "
-                    f"espeakng-loader that constraints.txt names"
-                )
-            values = {
-                "rate": utterance.rate,
-                "volume": _VOLUME,
-                "pitch": utterance.pitch,
-                "gap": utterance.gap,
-            }
-            for name, number in _PARAMETERS.items():
-                library.espeak_SetParameter(number, values[name], 0)
+            self._start(utterance, callback)
             text = utterance.text.encode() + b"\0"
-            library.espeak_Synth(
+            self._library.espeak_Synth(
                 ctypes.c_char_p(text),
                 ctypes.c_size_t(len(text)),
                 ctypes.c_uint(0),
@@ -231,6 +216,28 @@ class _Espeak:
                 None,
             )
         finally:
-            library.espeak_Terminate()
-            libc.dlclose(ctypes.c_void_p(library._handle))
-        return np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
+            self._library.espeak_Terminate()
+            ctypes.CDLL(None).dlclose(ctypes.c_void_p(self._library._handle))
+        return np.concatenate(blocks)
+
+    def _start(self, utterance: Utterance, callback: Any) -> None:
+        espeak = self._library
+        if espeak.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, self._data_path, _DONT_EXIT) < 0:
+            raise UserError(
+                f"espeak-ng cannot use {self._data_path.decode()}; reinstall espeakng-loader"
+            )
+        ctypes.CDLL(None).srand(ctypes.c_uint(1))  # klatt voices draw their breath noise from it
+        espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        espeak.espeak_SetSynthCallback(callback)
+        if espeak.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
+            raise UserError(
+                f"espeak-ng has no voice {utterance.voice!r}; install the version of "
+                f"espeakng-loader that constraints.txt names"
+            )
+        for parameter, value in (
+            (_RATE, utterance.rate),
+            (_VOLUME, _QUIET),
+            (_PITCH, utterance.pitch),
+            (_WORD_GAP, utterance.gap),
+        ):
+            espeak.espeak_SetParameter(parameter, value, 0)

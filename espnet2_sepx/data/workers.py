@@ -1,0 +1,113 @@
+"""Worker processes with a progress bar, and folders only one run works in."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from espnet2_sepx.errors import UserError
+
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[Run]:
+    """Yield ``run(task, items, title)``: results in the order of the items, with a progress bar.
+
+    One worker is this process. More are spawned, since a forked child inherits whatever threads
+    and libraries hold.
+    """
+    if count == 1:
+        yield functools.partial(_run, map)
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
+    try:
+        yield functools.partial(_run, functools.partial(executor.map, chunksize=8))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory; try again with --nj 1"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _run(
+    apply: Callable[..., Iterator[Any]],
+    task: Callable[[Any], Any],
+    items: Sequence[Any],
+    title: str,
+) -> Iterator[Any]:
+    with tqdm(total=len(items), desc=title, mininterval=1) as bar:
+        for result in apply(task, items):
+            bar.update()
+            yield result
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a killed one cannot end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def locked(*folders: Path) -> Iterator[None]:
+    """Make folders and lock them against other runs; drop what killed runs left in them.
+
+    Folders that are empty in the end are removed.
+    """
+    with contextlib.ExitStack() as stack:
+        unique = sorted(set(folders))
+        for folder in unique:
+            stack.callback(_remove_if_empty, folder)
+            stack.callback(os.close, _lock(folder))
+        for folder in unique:
+            for path in folder.iterdir():
+                if re.fullmatch(r"\.(train|valid|test)\.tmp\d+", path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _lock(folder: Path) -> int:
+    """File descriptor that holds the lock; the lock goes with it, or with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another run that works in {folder}", file=sys.stderr)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
