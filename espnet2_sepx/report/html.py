@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet2_sepx.profiling.tree import subtotal, with_subtotals
 from espnet2_sepx.report.charts import (
     Series,
     histogram,
@@ -221,32 +223,48 @@ def _worst_row(row: dict[str, Any], shown: set[str]) -> dict[str, Any]:
 
 
 def _cost_section(cost: dict[str, Any]) -> dict[str, Any]:
-    parameters = cost.get("parameters") or {}
+    """Rows of the parts as a tree; parts without products count in the sums above them only."""
     macs = cost.get("macs_per_second") or {}
-    by_part = macs.get("by_part") or {}
-    sizes = parameters.get("by_part") or {}
-    total_size = parameters.get("total") or 0
-    total_macs = macs.get("all") or 0
-    rows = []
-    for part in dict.fromkeys([*sizes, *by_part]):
-        entry = by_part.get(part) or {}
-        size = sizes.get(part)
-        rows.append(
-            {
-                "part": part,
-                "parameters": UNKNOWN if size is None else f"{size:,}",
-                "size_share": 100.0 * (size or 0) / total_size if total_size else 0.0,
-                "weights": quantity(entry.get("weights"), "MAC/s"),
-                "all": quantity(entry.get("all"), "MAC/s"),
-                "mac_share": 100.0 * (entry.get("all") or 0) / total_macs if total_macs else 0.0,
-            }
-        )
-    total = {
-        "parameters": f"{total_size:,}" if total_size else UNKNOWN,
-        "weights": quantity(macs.get("weights"), "MAC/s"),
-        "all": quantity(macs.get("all"), "MAC/s"),
+    work = macs.get("by_part") or {}
+    columns = {
+        "parameters": (cost.get("parameters") or {}).get("by_part") or {},
+        "weights": {part: row.get("weights") or 0 for part, row in work.items()},
+        "all": {part: row.get("all") or 0 for part, row in work.items()},
     }
-    return {"rows": rows, "total": total, "facts": _cost_facts(cost)}
+    total = {
+        "parameters": (cost.get("parameters") or {}).get("total"),
+        "weights": macs.get("weights"),
+        "all": macs.get("all"),
+    }
+    rows = []
+    for part in with_subtotals([*work, *(part for part in columns["parameters"])]):
+        sums = {name: subtotal(values, part) for name, values in columns.items()}
+        if sums["all"]:
+            shares = {name: 100 * sums[name] / (total[name] or 1) for name in sums}
+            rows.append(
+                {
+                    "part": part.rpartition(".")[2],
+                    "depth": part.count("."),
+                    "cells": _cost_cells(sums),
+                    "size_share": min(100.0, shares["parameters"]),
+                    "mac_share": min(100.0, shares["all"]),
+                }
+            )
+    return {
+        "rows": rows,
+        "total": _cost_cells(total),
+        "facts": _cost_facts(cost),
+        "uncounted": macs.get("uncounted") or {},
+    }
+
+
+def _cost_cells(values: Mapping[str, float | None]) -> dict[str, str]:
+    size = values["parameters"]
+    return {
+        "parameters": UNKNOWN if size is None else f"{size:,.0f}",
+        "weights": quantity(values["weights"]),
+        "all": quantity(values["all"]),
+    }
 
 
 def _cost_facts(cost: dict[str, Any]) -> list[tuple[str, str]]:
@@ -254,9 +272,14 @@ def _cost_facts(cost: dict[str, Any]) -> list[tuple[str, str]]:
     macs, environment = cost.get("macs_per_second") or {}, cost.get("environment") or {}
     facts = []
     if cost.get("seconds") and cost.get("fs"):
-        facts.append(("Input", f"{cost['seconds']:g} s at {cost['fs']} Hz"))
-    if macs.get("executed") is not None:
-        facts.append(("Operations executed", quantity(macs["executed"], "MAC/s")))
+        source = f" of {Path(cost['input']).name}" if cost.get("input") else ""
+        facts.append(("Input", f"{cost['seconds']:g} s{source} at {cost['fs']} Hz"))
+    for name, title in (
+        ("executed", "MACs per second, executed"),
+        ("elementwise", "Elementwise products per second"),
+    ):
+        if macs.get(name) is not None:
+            facts.append((title, quantity(macs[name])))
     if rtf.get("median") is not None:
         spread = ""
         if rtf.get("min") is not None and rtf.get("max") is not None:
@@ -266,13 +289,8 @@ def _cost_facts(cost: dict[str, Any]) -> list[tuple[str, str]]:
     if memory.get("peak") is not None:
         over = ""
         if memory.get("baseline") is not None:
-            over = f", {memory['peak'] - memory['baseline']:.0f} MB above the idle process"
+            over = f" ({memory['baseline']:.0f} MB before the run)"
         facts.append(("Peak memory", f"{memory['peak']:.0f} MB{over}"))
-    latency = cost.get("latency")
-    if isinstance(latency, dict):
-        for name, value in latency.items():
-            if value is not None:
-                facts.append((f"Latency, {name.replace('_', ' ')}", str(value)))
     facts += [(name.capitalize(), str(value)) for name, value in environment.items() if value]
     if cost.get("rules"):
         facts.append(("Counting rules", f"version {cost['rules']}"))
