@@ -8,10 +8,11 @@ is in ``provenance``.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def count_macs(model: nn.Module, run: Callable[[], Any]) -> Count:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), counter.follow_modules(), counter:
+        with torch.no_grad(), counter:
             run()
             counter.count = Count()
             run()
@@ -95,28 +96,23 @@ class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.count = Count()
-        self._model = model
+        self._paths = {id(module): name for name, module in model.named_modules()}
         self._provenance = Provenance(model)
-        self._path = [""]
 
-    @contextmanager
-    def follow_modules(self) -> Iterator[None]:
-        """Keep the path of the module whose ``forward`` runs."""
-        handles = []
-        for name, module in self._model.named_modules():
-            if name:
-                handles += [
-                    module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)),
-                    module.register_forward_hook(lambda *_: self._leave(), always_call=True),
-                ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _path(self) -> str:
+        """Path of the module whose code is running: the innermost frame with one as ``self``.
 
-    def _leave(self) -> None:
-        self._path.pop()
+        Forward hooks would miss modules that are used by other methods than ``forward``.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_argcount and code.co_varnames[0] == "self":
+                path = self._paths.get(id(frame.f_locals.get("self")))
+                if path is not None:
+                    return path
+            frame = frame.f_back
+        return ""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -137,7 +133,7 @@ class _Counter(TorchDispatchMode):
             self._add(operator, product)
         if operator in ELEMENTWISE_RULES:
             work = Work(elementwise=ELEMENTWISE_RULES[operator](args, out))
-            self.count.work[self._path[-1], operator] += work
+            self.count.work[self._path(), operator] += work
         if is_opaque(operator):
             self.count.uncounted[operator] += 1
         self._provenance.record(
@@ -148,7 +144,7 @@ class _Counter(TorchDispatchMode):
         )
 
     def _add(self, operator: str, product: Product) -> None:
-        path = self._path[-1]
+        path = self._path()
         owner = self._provenance.owner(product.operands)
         if owner is not None and (not path or owner.startswith(f"{path}.")):
             path = owner  # a parent that uses the weights of its child directly

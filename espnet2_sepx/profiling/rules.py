@@ -97,6 +97,13 @@ def _addr(args, kwargs, out):
     return [Product(out.numel() * _real_macs(args[1], args[2]), (args[1], args[2]))]
 
 
+@rule("mkldnn._linear_pointwise")
+def _onednn_linear(args, kwargs, out):
+    """Input (..., k), weight (n, k), perhaps something to add between the two."""
+    signal, weight = args[0], args[1] if isinstance(args[3], str) else args[2]
+    return [Product(out.numel() * signal.shape[-1], (signal, weight))]
+
+
 @rule("aten._grouped_mm")
 def _grouped_mm(args, kwargs, out):
     """Rows of a (m, k) matrix, each by the (k, n) matrix of its group."""

@@ -166,6 +166,17 @@ def test_attention_counts_the_same_without_the_fused_kernel():
         assert total(module, *inputs) == (macs, weights)
 
 
+def test_onednn_linear_of_the_compiler():
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None or not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    weight, bias = torch.randn(32, D), torch.randn(32)
+    plain = Function(lambda m, x: operator(x, m.w, bias, "none", [], ""), w=weight)
+    assert total(plain, X) == (L * D * 32, L * D * 32)
+    added = Function(lambda m, x: operator(x, x[..., :32], m.w, bias, "add"), w=weight)
+    assert total(added, X) == (L * D * 32, L * D * 32)
+
+
 def test_elementwise_work_stays_apart():
     gate = Function(lambda m, x: (x * m.w).div(3.0), w=torch.randn(D))
     work = count_macs(gate, lambda: gate(X)).total
