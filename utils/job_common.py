@@ -270,12 +270,17 @@ def report_failures(program: str, request: Request, codes: dict[int, int]) -> in
         codes: job -> exit status.
 
     Returns:
-        Exit status of the whole: 0 if all jobs succeeded, else 1.
+        Exit status of the whole: 0 if all jobs succeeded, 2 if the first failure ends its log with
+        ``error: ...`` (wrong input; only that line is shown), else 1.
     """
     failed = [job for job, code in codes.items() if code != 0]
     if not failed:
         return 0
     log, code = request.log_of(failed[0]), codes[failed[0]]
+    tail = read_tail(log)[-TAIL_LINES:]
+    if tail and tail[-1].startswith("error: "):  # the command's own diagnosis says it all
+        print(f"{tail[-1]} (log: {log})", file=sys.stderr)
+        return 2
     why = f"code {code}"
     if 128 < code <= 128 + signal.SIGRTMAX:
         why += f", signal {code - 128}"
@@ -288,7 +293,6 @@ def report_failures(program: str, request: Request, codes: dict[int, int]) -> in
         counts = f"{len(failed)} / {len(codes)}"
         print(f"{program}: {counts} failed, logs are in {logs}", file=sys.stderr)
         print(f"{program}: first failure ({why}): {log}", file=sys.stderr)
-    tail = read_tail(log)[-TAIL_LINES:]
     print(f"{program}: last lines of {log}:" if tail else f"{program}: no output", file=sys.stderr)
     for line in tail:
         print(f"  | {line}", file=sys.stderr)

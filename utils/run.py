@@ -6,7 +6,8 @@ e.g.:  run.py exp/log/train.log python3 train.py
        run.py --max-jobs-run 4 JOB=1:16 exp/log/score.JOB.log score.py split.JOB
 
 JOB (any name) is replaced in LOG and in all arguments. The exit status is 0 if all jobs succeed;
-otherwise the failed log is named and its last lines are shown. All jobs end when this process, or
+otherwise the failed log is named and its last lines are shown (or only the last, and status 2, if
+it begins with "error: "). All jobs end when this process, or
 the script that called it, ends by whatever signal.
 
 Options:

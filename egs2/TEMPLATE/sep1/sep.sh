@@ -113,13 +113,15 @@ mkdir -p "${data}" "${dump}" "${exp}" 2>/dev/null ||
 
 # ---- Stages --------------------------------------------------------------------------------------
 
+# step LABEL LOG COMMAND...: run one job with visible progress; everything ends if this script is killed.
+step() {
+    "${train_cmd[@]}" --progress "$1" "${@:2}"
+}
+
 if in_stages 1 "data preparation (${data_tag})"; then
     # The lock lets several models of one corpus start at the same time.
-    (
-        flock 9
-        local/data.sh --data_dir "${data}" --audio_dir "${corpus_dir}/audio/${data_tag}" \
-            --fs "${sample_rate}" --nj "${nj}" "$@"
-    ) 9>"${data}/.lock"
+    step "data" "${data}/log/prepare.log" flock "${data}/.lock" local/data.sh --data_dir "${data}" \
+        --audio_dir "${corpus_dir}/audio/${data_tag}" --fs "${sample_rate}" --nj "${nj}" "$@"
 fi
 
 # What the formatted set $1 depends on.
@@ -132,19 +134,17 @@ set_dependencies() {
 }
 
 if in_stages 2 "formatting"; then
-    (
-        flock 9
-        for dset in ${all_sets}; do
-            need_file "${data}/${dset}/wav.scp" 1
-            mapfile -t depends < <(set_dependencies "${dset}")
-            is_done "${dump}/${dset}.done" "${depends[@]}" && [ -d "${dump}/${dset}" ] && continue
-            limits=(--min_s "${min_s}" --max_s "${max_s}")
-            [[ " ${test_sets} " == *" ${dset} "* ]] && limits=() # test sets stay whole
+    for dset in ${all_sets}; do
+        need_file "${data}/${dset}/wav.scp" 1
+        mapfile -t depends < <(set_dependencies "${dset}")
+        is_done "${dump}/${dset}.done" "${depends[@]}" && [ -d "${dump}/${dset}" ] && continue
+        limits=(--min_s "${min_s}" --max_s "${max_s}")
+        [[ " ${test_sets} " == *" ${dset} "* ]] && limits=() # test sets stay whole
+        step "formatting ${dset}" "${dump}/log/format_${dset}.log" flock "${dump}/.lock" \
             "${python}" -m espnet2_sepx.bin.format_data --in "${data}/${dset}" --out "${dump}/${dset}" \
-                --fs "${sample_rate}" --audio_format "${audio_format}" --nj "${nj}" "${limits[@]}"
-            mark_done "${dump}/${dset}.done" "${depends[@]}"
-        done
-    ) 9>"${dump}/.lock"
+            --fs "${sample_rate}" --audio_format "${audio_format}" --nj "${nj}" "${limits[@]}"
+        mark_done "${dump}/${dset}.done" "${depends[@]}"
+    done
 fi
 
 # Options that name the signals of a set for ESPnet: signal_options train|valid SET
@@ -188,7 +188,7 @@ if in_stages 3 "training (log: ${exp}/train.log)"; then
             die "${exp} was trained with another configuration, data or options; give a new --enh_tag, or delete it"
         fi
         mark_done "${exp}/train.started" "${depends[@]}"
-        train=(env "OMP_NUM_THREADS=${train_threads}" "${python}" -m espnet2.bin.enh_train
+        train=("${python}" -m espnet2.bin.enh_train
             --config "${enh_config}" --output_dir "${exp}" --resume true "${options[@]}")
         if [ "${num_nodes}" -gt 1 ]; then
             "${python}" -m espnet2.bin.launch --cmd "${cuda_cmd[*]}" --log "${exp}/train.log" \
@@ -250,7 +250,7 @@ if in_stages 5 "scoring"; then
         depends=("@${exp}/separated_${dset}/done" "${metrics}")
         is_done "${exp}/score_${dset}/done" "${depends[@]}" && continue
         # shellcheck disable=SC2086 # one word per metric
-        "${python}" -m espnet2_sepx.bin.score --ref "${dump}/${dset}" --est "${exp}/separated_${dset}" \
+        step "scoring ${dset}" "${exp}/log/score_${dset}.log" "${python}" -m espnet2_sepx.bin.score --ref "${dump}/${dset}" --est "${exp}/separated_${dset}" \
             --out "${exp}/score_${dset}" --fs "${sample_rate}" --nj "${nj}" ${metrics:+--metrics ${metrics}}
         mark_done "${exp}/score_${dset}/done" "${depends[@]}"
     done
@@ -260,7 +260,7 @@ if in_stages 6 "profiling"; then
     need_file "${exp}/${inference_model}" 3
     depends=("@${exp}/${inference_model}" "@${exp}/config.yaml" "${profile_seconds}")
     if ! is_done "${exp}/profile/done" "${depends[@]}"; then
-        "${python}" -m espnet2_sepx.bin.measure_cost --config "${exp}/config.yaml" \
+        step "profiling" "${exp}/log/profile.log" "${python}" -m espnet2_sepx.bin.measure_cost --config "${exp}/config.yaml" \
             --model_file "${exp}/${inference_model}" --seconds "${profile_seconds}" --fs "${sample_rate}" \
             --data_dir "${dump}/${test_sets%% *}" --out "${exp}/profile/cost.json"
         mark_done "${exp}/profile/done" "${depends[@]}"
@@ -277,7 +277,7 @@ if in_stages 7 "report"; then
         depends+=("@${exp}/score_${dset}/done")
     done
     if ! is_done "${exp}/report.done" "${depends[@]}"; then
-        "${python}" -m espnet2_sepx.bin.report --exp "${exp}" --data_dirs "${report_dirs[@]}" \
+        step "report" "${exp}/log/report.log" "${python}" -m espnet2_sepx.bin.report --exp "${exp}" --data_dirs "${report_dirs[@]}" \
             --examples "${examples}" --fs "${sample_rate}" --model_file "${exp}/${inference_model}" \
             --out "${exp}/report.html"
         mark_done "${exp}/report.done" "${depends[@]}"
@@ -296,12 +296,16 @@ if in_stages 8 "packing"; then
     if ! is_done "${exp}/pack/done" "${depends[@]}"; then
         rm -rf "${exp}/pack"
         mkdir -p "${exp}/pack"
-        "${python}" -m espnet2.bin.pack enh --train_config "${exp}/config.yaml" \
-            --model_file "${exp}/${inference_model}" --option "${exp}/RESULTS.md" \
-            --option "${exp}/RESULTS.json" --outpath "${exp}/pack/.${enh_tag}.zip"
+        # ESPnet's packer names files as they are given: from inside the experiment they are short
+        (
+            cd -P "${exp}"
+            "${python}" -m espnet2.bin.pack enh --train_config config.yaml --model_file "${inference_model}" \
+                --option RESULTS.md --option RESULTS.json --outpath "pack/.${enh_tag}.zip" >"log/pack.log" 2>&1
+        ) || die "packing failed, see ${exp}/log/pack.log"
         first_mixture=$(head -n 1 "${dump}/${test_sets%% *}/wav.scp")
-        "${python}" -m espnet2_sepx.bin.check_pack --pack "${exp}/pack/.${enh_tag}.zip" --exp "${exp}" \
-            --wav "${first_mixture#* }" --model_file "${inference_model}"
+        step "checking the pack" "${exp}/log/check_pack.log" "${python}" -m espnet2_sepx.bin.check_pack \
+            --pack "${exp}/pack/.${enh_tag}.zip" --exp "${exp}" --wav "${first_mixture#* }" \
+            --model_file "${inference_model}" --fs "${sample_rate}"
         mv "${exp}/pack/.${enh_tag}.zip" "${pack}"
         mark_done "${exp}/pack/done" "${depends[@]}"
     fi
@@ -312,6 +316,7 @@ if in_stages 9 "publishing"; then
     need_file "${exp}/pack/done" 8
     [ -n "${zoo_dir}${hf_repo}" ] || die "stage 9 needs --zoo_dir DIR or --hf_repo USER/NAME"
     "${python}" -m espnet2_sepx.bin.publish --pack "${pack}" --exp "${exp}" --dry_run "${dry_run}" \
+        --corpus "${corpus}" \
         ${licence:+--licence "${licence}"} ${data_licence:+--data_licence "${data_licence}"} \
         ${zoo_dir:+--zoo_dir "${zoo_dir}"} ${zoo_url:+--zoo_url "${zoo_url}"} ${hf_repo:+--hf_repo "${hf_repo}"}
 fi

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Rebuild the result tables of README.md from files that the project generated.
+
+    tools/update_readme.py                          tables from what is in the repository
+    tools/update_readme.py egs2/mini/tf_moe/exp/X   first take over X/RESULTS.json
+    tools/update_readme.py --check                  exit status 1 if README.md is out of step
+
+Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json) and
+test/golden/models.json (parameter counts of every training configuration).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from espnet2_sepx.errors import UserError, run_cli
+from espnet2_sepx.files import atomic_write
+from espnet2_sepx.report.results import format_interval, format_score, quantity
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+GOLDEN = ROOT / "test/golden/models.json"
+
+
+def take_over(experiment: Path) -> None:
+    """Copy an experiment's RESULTS.json to ``results/`` of its recipe."""
+    source = experiment.resolve() / "RESULTS.json"
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; run stages 1 to 7 of the recipe first")
+    target = source.parents[2] / "results" / f"{source.parent.name}.json"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+    print(f"{target.relative_to(ROOT)} updated")
+
+
+def results_table() -> str:
+    """One row per experiment and test set."""
+    rows = [
+        "| recipe | experiment, set | params | MAC/s, weight layers | MAC/s, all | RTF, 1 thread "
+        "| SI-SNRi dB [95 %] | SDRi dB | PESQ | STOI |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    processors = set()
+    for path in sorted(ROOT.glob("egs2/*/*/results/*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        cost = results.get("cost") or {}
+        macs, rtf = cost.get("macs_per_second") or {}, cost.get("rtf") or {}
+        processors.add((cost.get("environment") or {}).get("processor"))
+        for name, scores in results["scores"].items():
+            metrics = (scores or {}).get("metrics", {})
+            cells = [
+                f"`{path.parents[1].relative_to(ROOT / 'egs2')}`",
+                f"{path.stem}, {name}",
+                quantity((cost.get("parameters") or {}).get("total")),
+                quantity(macs.get("weights")),
+                quantity(macs.get("all")),
+                f"{rtf['median']:.3f}" if "median" in rtf else quantity(None),
+                *(_score(metrics, metric) for metric in ("si_snri", "sdri", "pesq", "stoi")),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    names = ", ".join(sorted(str(processor) for processor in processors if processor))
+    return "\n".join(rows) + f"\n\nRTF measured on: {names or 'no result yet'}."
+
+
+def _score(metrics: dict, metric: str) -> str:
+    entry = metrics.get(metric) or {}
+    text = format_score(metric, entry.get("mean"))
+    interval = format_interval(metric, entry) if metric == "si_snri" else ""
+    return f"{text} {interval}".strip()
+
+
+def models_table() -> str:
+    """Parameter counts of the paper's configurations, as built by the tests."""
+    rows = ["| configuration | parameters |", "|---|---|"]
+    for config, entry in sorted(json.loads(GOLDEN.read_text(encoding="utf-8")).items()):
+        count = entry["parameters"] if isinstance(entry, dict) else entry
+        rows.append(f"| [`{config}`]({config}) | {count:,} |")
+    return "\n".join(rows)
+
+
+def rebuilt(text: str) -> str:
+    """README text with every generated block made anew."""
+    for name, table in (("results", results_table()), ("models", models_table())):
+        pattern = rf"(<!-- {name}: begin[^>]*-->\n).*?(<!-- {name}: end -->)"
+        text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+        if found != 1:
+            raise UserError(f"{README}: expected one block '<!-- {name}: begin -->'")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="*", type=Path, help="experiment folders to take over")
+    parser.add_argument("--check", action="store_true", help="change nothing; compare only")
+    args = parser.parse_args()
+    for experiment in args.experiments:
+        take_over(experiment)
+    old = README.read_text(encoding="utf-8")
+    new = rebuilt(old)
+    if args.check:
+        if new != old:
+            print("README.md is out of step; run tools/update_readme.py", file=sys.stderr)
+        return int(new != old)
+    with atomic_write(README) as stream:
+        stream.write(new)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
