@@ -297,11 +297,9 @@ if in_stages 8 "packing"; then
         rm -rf "${exp}/pack"
         mkdir -p "${exp}/pack"
         # ESPnet's packer names files as they are given: from inside the experiment they are short
-        (
-            cd -P "${exp}"
-            "${python}" -m espnet2.bin.pack enh --train_config config.yaml --model_file "${inference_model}" \
-                --option RESULTS.md --option RESULTS.json --outpath "pack/.${enh_tag}.zip" >"log/pack.log" 2>&1
-        ) || die "packing failed, see ${exp}/log/pack.log"
+        step "packing" "${exp}/log/pack.log" env -C "$(cd -P "${exp}" && pwd)" "${python}" -m espnet2.bin.pack enh \
+            --train_config config.yaml --model_file "${inference_model}" \
+            --option RESULTS.md --option RESULTS.json --outpath "pack/.${enh_tag}.zip"
         first_mixture=$(head -n 1 "${dump}/${test_sets%% *}/wav.scp")
         step "checking the pack" "${exp}/log/check_pack.log" "${python}" -m espnet2_sepx.bin.check_pack \
             --pack "${exp}/pack/.${enh_tag}.zip" --exp "${exp}" --wav "${first_mixture#* }" \
@@ -315,8 +313,7 @@ fi
 if in_stages 9 "publishing"; then
     need_file "${exp}/pack/done" 8
     [ -n "${zoo_dir}${hf_repo}" ] || die "stage 9 needs --zoo_dir DIR or --hf_repo USER/NAME"
-    "${python}" -m espnet2_sepx.bin.publish --pack "${pack}" --exp "${exp}" --dry_run "${dry_run}" \
-        --corpus "${corpus}" \
+    "${python}" -m espnet2_sepx.bin.publish --pack "${pack}" --exp "${exp}" --dry_run "${dry_run}" --corpus "${corpus}" \
         ${licence:+--licence "${licence}"} ${data_licence:+--data_licence "${data_licence}"} \
         ${zoo_dir:+--zoo_dir "${zoo_dir}"} ${zoo_url:+--zoo_url "${zoo_url}"} ${hf_repo:+--hf_repo "${hf_repo}"}
 fi
