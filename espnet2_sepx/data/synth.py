@@ -13,6 +13,7 @@ say little about levels on recordings. Whispering, singing, echoing and robot va
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -185,7 +186,7 @@ class _Espeak:
             ) from error
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-            self._data_path = espeakng_loader.get_data_path().encode()
+            self._data_path = espeakng_loader.get_data_path()
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"espeak-ng cannot be loaded ({error}); "
@@ -202,8 +203,9 @@ class _Espeak:
             return 0
 
         callback = _CALLBACK(collect)  # a name of its own keeps it alive during the calls
+        data = os.open(self._data_path, os.O_RDONLY)
         try:
-            self._start(utterance, callback)
+            self._start(utterance, callback, data)
             text = utterance.text.encode() + b"\0"
             self._library.espeak_Synth(
                 ctypes.c_char_p(text),
@@ -218,14 +220,15 @@ class _Espeak:
         finally:
             self._library.espeak_Terminate()
             ctypes.CDLL(None).dlclose(ctypes.c_void_p(self._library._handle))
+            os.close(data)
         return np.concatenate(blocks)
 
-    def _start(self, utterance: Utterance, callback: Any) -> None:
+    def _start(self, utterance: Utterance, callback: Any, data: int) -> None:
         espeak = self._library
-        if espeak.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, self._data_path, _DONT_EXIT) < 0:
-            raise UserError(
-                f"espeak-ng cannot use {self._data_path.decode()}; reinstall espeakng-loader"
-            )
+        # espeak-ng has room for 160 characters of path, and the folder may lie deeper than that.
+        path = self._data_path if len(self._data_path) < 120 else f"/proc/self/fd/{data}"
+        if espeak.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 500, path.encode(), _DONT_EXIT) < 0:
+            raise UserError(f"espeak-ng cannot use {self._data_path}; reinstall espeakng-loader")
         ctypes.CDLL(None).srand(ctypes.c_uint(1))  # klatt voices draw their breath noise from it
         espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))
         espeak.espeak_SetSynthCallback(callback)

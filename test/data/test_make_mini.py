@@ -45,9 +45,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def speak(path: Path, seconds: float = 1.5, fs: int = 16000) -> None:
     """Something with the level changes of speech, different in each file."""
-    rng = np.random.default_rng(
-        len(str(path)) + int(hashlib.md5(path.name.encode()).hexdigest(), 16)
-    )
+    rng = np.random.default_rng(list(path.name.encode()))
     envelope = np.repeat(rng.uniform(0.1, 1, 50), fs // 5)[: round(seconds * fs)]
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, 0.1 * envelope * rng.standard_normal(len(envelope)), fs)

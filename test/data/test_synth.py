@@ -95,6 +95,17 @@ def test_pitch_and_warp_raise_the_voice(change, factor):
     assert pitch_hz(say("m3", **change)) / pitch_hz(say("m3")) == pytest.approx(factor, rel=0.06)
 
 
+def test_the_data_may_lie_deep_in_the_file_system(tmp_path, monkeypatch):
+    """espeak-ng itself cannot read a path of over 160 characters."""
+    espeakng_loader = pytest.importorskip("espeakng_loader")
+    expected, data = say("m3"), espeakng_loader.get_data_path()
+    deep = tmp_path / ("x" * 100) / ("y" * 100) / "espeak-ng-data"
+    deep.parent.mkdir(parents=True)
+    deep.symlink_to(data)
+    monkeypatch.setattr(espeakng_loader, "get_data_path", lambda: str(deep))
+    assert np.array_equal(say("m3"), expected)
+
+
 def test_a_rate_above_espeaks_is_refused():
     with pytest.raises(UserError, match="--fs 44100"):
         synthesize(Utterance("en-us+m3", 50, 180, 1, 1.0, TEXT), 44100)
