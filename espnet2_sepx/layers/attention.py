@@ -1,119 +1,40 @@
-"""Multi-head self-attention with learned relative positions, in cache-sized pieces.
+"""Multi-head self-attention with learned relative positions, piece by piece.
 
 score(i, j) = (q_i . k_j + q_i . r_clip(i-j)) / sqrt(d), one table r per layer, shared by the heads.
 
-Keys and values are reversed in time inside (softmax does not mind): with j' = n-1-j the relative
-vector of query i and key j' is row i + j' of the extended table, so all n x n of them are an
-overlapping *view* of 2n-1 rows. Nothing is gathered, and the product with the queries is one batched
-matrix product over query positions.
+* Keys and values are reversed in time (softmax does not mind): with j' = n-1-j the relative vector of
+  query i and key j' is row i + j' of an extended table, so the n x n vectors are an overlapping *view*
+  of 2n-1 rows. Nothing is gathered; their products with the queries are one batched product over i.
+* Rows are worked off in pieces whose scores stay near the processor's cache, long sequences also in
+  blocks of queries, so memory grows with n, not with n squared. Backward computes the scores anew.
+* Scores count in units of log2 (the factor is in the scaled queries): exp2 is several times faster
+  than exp on a CPU. All of it runs in at least float32.
 
-Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, c rows of a
-piece, P clip distance.
+Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, r rows of a
+piece times heads, b queries of a block.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espnet2_sepx.layers.cache import EvalCache
+from espnet2_sepx.layers.kernels import linear, matmul_t, without_autocast
 from espnet2_sepx.layers.norms import Padding
 
 PIECE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 """Scores (rows x heads x queries x keys) held at a time: about a core's cache, or plenty."""
+SHORT = 128
+"""Below this length, products are fastest into contiguous memory, followed by a strided sum."""
+LOG2_E = math.log2(math.e)
 
 
-def piece_rows(heads: int, length: int, device: str) -> int:
-    return max(1, PIECE_SCORES.get(device, PIECE_SCORES["cuda"]) // (heads * length * length))
-
-
-class _RelativeAttention(torch.autograd.Function):
-    """Attention over axis n of ``qkv (O, I, n, 3, H, d)``; outer item o uses its first
-    ``lengths[o]`` positions, the output is zero behind. Scores are recomputed in backward."""
-
-    @staticmethod
-    def forward(ctx, qkv: Tensor, table: Tensor, lengths: tuple[int, ...]) -> Tensor:  # type: ignore
-        outer, inner, length, _, heads, dim = qkv.shape
-        out = qkv.new_zeros(outer, inner, length, heads, dim)
-        ctx.save_for_backward(qkv, table)
-        ctx.lengths = lengths
-        for item, n in enumerate(lengths):
-            extended = _extended_table(table, n)
-            step = piece_rows(heads, n, qkv.device.type)
-            for start in range(0, inner, step):
-                q, k, v = _split(qkv[item, start : start + step, :n])
-                bias = _relative_scores(q, extended)
-                rows = q.shape[0] // heads
-                y = F.scaled_dot_product_attention(
-                    q.view(rows, heads, n, dim),
-                    k.view(rows, heads, n, dim),
-                    v.view(rows, heads, n, dim),
-                    attn_mask=bias.view(n, rows, heads, n).permute(1, 2, 0, 3),
-                    scale=1.0,
-                )
-                out[item, start : start + step, :n] = y.transpose(1, 2)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore
-        qkv, table = ctx.saved_tensors
-        outer, inner, length, _, heads, dim = qkv.shape
-        d_qkv = torch.zeros_like(qkv)
-        d_table = torch.zeros_like(table)
-        for item, n in enumerate(ctx.lengths):
-            extended = _extended_table(table, n)
-            relative = torch.as_strided(extended, (n, n, dim), (dim, dim, 1))
-            d_wide = table.new_zeros(n, 2 * n - 1, dim)  # row i, column i + j'
-            d_relative = torch.as_strided(d_wide, (n, n, dim), (2 * n * dim, dim, 1))
-            step = piece_rows(heads, n, qkv.device.type)
-            for start in range(0, inner, step):
-                rows = slice(start, start + step)
-                q, k, v = _split(qkv[item, rows, :n])
-                g = grad[item, rows, :n].transpose(1, 2).reshape(-1, n, dim)
-                scores = torch.bmm(q, k.transpose(1, 2))
-                scores.transpose(0, 1).add_(_relative_scores(q, extended))
-                p = torch.softmax(scores, -1)
-                d_v = torch.bmm(p.transpose(1, 2), g)
-                d_scores = torch._softmax_backward_data(
-                    torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype
-                )
-                d_q = torch.bmm(d_scores, k)
-                d_q.transpose(0, 1).add_(torch.bmm(d_scores.transpose(0, 1), relative))
-                d_k = torch.bmm(d_scores.transpose(1, 2), q)
-                d_relative.baddbmm_(d_scores.permute(1, 2, 0), q.transpose(0, 1))
-                for part, d in enumerate((d_q / math.sqrt(dim), d_k.flip(1), d_v.flip(1))):
-                    target = d_qkv[item, rows, :n, part]
-                    target.copy_(d.view(-1, heads, n, dim).transpose(1, 2))
-            clip = table.shape[0] // 2
-            index = torch.arange(-(n - 1), n, device=table.device).clamp_(-clip, clip) + clip
-            d_table.index_add_(0, index, d_wide.sum(0))
-        return d_qkv, d_table, None
-
-
-def _extended_table(table: Tensor, n: int) -> Tensor:
-    """Rows r_clip(m) for m = -(n-1) .. n-1."""
-    clip = table.shape[0] // 2
-    index = torch.arange(-(n - 1), n, device=table.device).clamp_(-clip, clip) + clip
-    return table.index_select(0, index)
-
-
-def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(c, n, 3, H, d)`` to scaled queries, reversed keys, reversed values ``(c H, n, d)``."""
-    rows, n, _, heads, dim = qkv.shape
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().view(3, rows * heads, n, dim)
-    return q / math.sqrt(dim), k.flip(1), v.flip(1)
-
-
-def _relative_scores(q: Tensor, extended: Tensor) -> Tensor:
-    """q_i . r_clip(i-j) as ``(n, c H, n)``: query position first."""
-    n, dim = q.shape[1:]
-    relative = torch.as_strided(extended, (n, n, dim), (dim, dim, 1))
-    return torch.bmm(q.transpose(0, 1), relative.transpose(1, 2))
-
-
-class RelativeAttention(nn.Module):
+class RelativeAttention(EvalCache):
     """Self-attention along one axis of the time-frequency plane.
 
     Shape: ``(B, T, K, N) -> (B, T, K, N)``.
@@ -122,7 +43,7 @@ class RelativeAttention(nn.Module):
         dim: N.
         num_heads: H.
         head_dim: d; the inner width H d need not be N.
-        max_rel_pos: distances beyond it share one relative vector.
+        max_rel_pos: P, the distance from which on all share one relative vector.
         axis: "time" or "frequency".
     """
 
@@ -139,13 +60,196 @@ class RelativeAttention(nn.Module):
         nn.init.normal_(self.rel_pos, std=0.02)
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
-        batch, frames, bands, _ = x.shape
-        qkv = self.qkv(x)
-        table = self.rel_pos.to(qkv.dtype)
-        qkv = qkv.view(batch, frames, bands, 3, self.num_heads, self.head_dim)
+        qkv = linear(x, self.qkv.weight).unflatten(-1, (3, self.num_heads, self.head_dim))
+        sequences, lengths = self._sequences(qkv, padding)
+        y = _RelativeAttention.apply(sequences, self.rel_pos, lengths)  # (O, n, I, H, d)
+        if self.axis == "frequency":
+            y = y[0].transpose(0, 1)
+        return linear(y.reshape(*x.shape[:3], -1), self.out.weight, self.out.bias)
+
+    def add_to(self, x: Tensor, norm: nn.LayerNorm, padding: Padding | None) -> None:
+        """x += attention(norm(x)) in place, outside of any graph; a piece never leaves the cache."""
+        sequences, lengths = self._sequences(x, padding)
+        weights = self.cached("weights", self._scaled_weights)
+        for item, n in enumerate(lengths):
+            extended = self.cached(f"table {n}", lambda n=n: _extended_table(self.rel_pos, n))
+            for piece in _pieces(sequences.shape[2], self.num_heads * n * n, x.device):
+                target = sequences[item, :n, piece]  # (n, c, N), a view
+                y = F.layer_norm(target, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+                forward, backward = y.flatten(0, 1), y.flip(0).flatten(0, 1)
+                q, k, v = (
+                    matmul_t(tokens, weight).view(n, -1, self.head_dim)
+                    for tokens, weight in zip((forward, backward, backward), weights, strict=True)
+                )
+                y = _attend(q, k, v, extended)[0].view(forward.shape[0], -1)
+                target += matmul_t(y, self.out.weight, self.out.bias).view(target.shape)
+
+    def _sequences(self, x: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, ...]]:
+        """A view ``(O, n, I, ...)`` of ``x (B, T, K, ...)`` with the attended axis second, and how
+        much of it is real for each outer item."""
         if self.axis == "time":
-            lengths = (frames,) * batch if padding is None else padding.lengths
-            y = _RelativeAttention.apply(qkv.transpose(1, 2), table, lengths).transpose(1, 2)
-        else:
-            y = _RelativeAttention.apply(qkv.flatten(0, 1)[None], table, (bands,))
-        return self.out(y.reshape(batch, frames, bands, -1))
+            lengths = (x.shape[1],) * x.shape[0] if padding is None else padding.lengths
+            return x, lengths
+        return x.flatten(0, 1).transpose(0, 1)[None], (x.shape[2],)
+
+    def _scaled_weights(self) -> tuple[Tensor, ...]:
+        """Query (with its factor), key and value projections, each (H d, N)."""
+        q, k, v = self.qkv.weight.chunk(3)
+        return q * (LOG2_E / math.sqrt(self.head_dim)), k, v
+
+
+class _RelativeAttention(torch.autograd.Function):
+    """Attention over axis n of ``qkv (O, n, I, 3, H, d)``, to ``(O, n, I, H, d)``.
+
+    Outer item o attends within its first ``lengths[o]`` positions; the output is zero behind.
+    """
+
+    @staticmethod
+    @without_autocast
+    def forward(ctx, qkv, table, lengths):  # type: ignore[no-untyped-def]
+        outer, full, inner, _, heads, dim = qkv.shape
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        ragged = min(lengths) < full
+        out = (qkv.new_zeros if ragged else qkv.new_empty)(outer, full, inner, heads, dim)
+        normaliser = qkv.new_empty(outer, full, inner, heads, dtype=dtype)
+        for item, n in enumerate(lengths):
+            extended = _extended_table(table.to(dtype), n)
+            for piece in _pieces(inner, heads * n * n, qkv.device):
+                y, lse = _attend(*_split(qkv[item, :n, piece], dtype), extended)
+                out[item, :n, piece] = y.view(n, -1, heads, dim)
+                normaliser[item, :n, piece] = lse.view(n, -1, heads)
+        ctx.save_for_backward(qkv, table, out, normaliser)
+        ctx.lengths = lengths
+        return out
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        qkv, table, out, normaliser = ctx.saved_tensors
+        inner, heads, dim = qkv.shape[2], *qkv.shape[4:]
+        dtype = normaliser.dtype
+        d_qkv = torch.zeros_like(qkv)
+        d_table = torch.zeros_like(table, dtype=dtype)
+        for item, n in enumerate(ctx.lengths):
+            extended = _extended_table(table.to(dtype), n)
+            d_extended = torch.zeros_like(extended)
+            for block in _pieces(n, heads * n, qkv.device):
+                d_relative = extended.new_zeros(block.stop - block.start, n, dim)
+                for piece in _pieces(inner, heads * n * n, qkv.device):
+                    part = (item, slice(n), piece)
+                    d_out = grad[part][block].to(dtype)  # (b, c, H, d)
+                    dot = (d_out * out[part][block]).sum(-1).flatten(1)  # (b, r)
+                    d_q, d_k, d_v = _attend_backward(
+                        *_split(qkv[part], dtype),
+                        block,
+                        _relative(extended, block, n),
+                        normaliser[part][block].flatten(1),
+                        d_out.reshape(d_out.shape[0], -1, dim),
+                        dot,
+                        d_relative,
+                    )
+                    target = d_qkv[part]
+                    target[block, :, 0] = d_q.view(target[block, :, 0].shape)
+                    target[:, :, 1] += d_k.view(target[:, :, 1].shape)
+                    target[:, :, 2] += d_v.view(target[:, :, 2].shape)
+                _add_diagonals(d_extended[block.start :], d_relative)
+            d_table.index_add_(0, _clipped(table, n), d_extended, alpha=1.0 / LOG2_E)
+        return d_qkv, d_table.to(table.dtype), None
+
+
+def _pieces(rows: int, scores_per_row: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows that hold about ``PIECE_SCORES`` scores each, one row at least."""
+    size = max(1, PIECE_SCORES.get(device.type, PIECE_SCORES["cuda"]) // scores_per_row)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _clipped(table: Tensor, n: int) -> Tensor:
+    """Rows of ``table (2P+1, d)`` for the distances -(n-1) .. n-1."""
+    clip = table.shape[0] // 2
+    return torch.arange(1 - n, n, device=table.device).clamp_(-clip, clip) + clip
+
+
+def _extended_table(table: Tensor, n: int) -> Tensor:
+    return table.index_select(0, _clipped(table, n))  # (2n-1, d)
+
+
+def _split(qkv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``(n, c, 3, H, d)`` to scaled queries, reversed keys, reversed values, each (n, r, d)."""
+    n, dim = qkv.shape[0], qkv.shape[-1]
+    q, k, v = qkv.to(dtype).unbind(2)
+    q = q * (LOG2_E / math.sqrt(dim))
+    return q.reshape(n, -1, dim), k.flip(0).reshape(n, -1, dim), v.flip(0).reshape(n, -1, dim)
+
+
+def _relative(extended: Tensor, queries: slice, n: int) -> Tensor:
+    """r_clip(i-j) as an overlapping view (b, n, d): query i, reversed key j' is row i + j'."""
+    dim = extended.shape[1]
+    count = queries.stop - queries.start
+    return extended.as_strided((count, n, dim), (dim, dim, 1), queries.start * dim)
+
+
+def _scores(q: Tensor, k: Tensor, relative: Tensor) -> Tensor:
+    """q_i . k_j + q_i . r_(i-j) as (b, r, n), from ``q (b, r, d)``, ``k (n, r, d)``."""
+    scores = torch.bmm(q, relative.transpose(1, 2))
+    by_row = scores.transpose(0, 1)  # (r, b, n)
+    q, k_t = q.transpose(0, 1), k.permute(1, 2, 0)
+    if k.shape[0] < SHORT:
+        by_row += torch.bmm(q, k_t)
+    else:
+        by_row.baddbmm_(q, k_t)
+    return scores
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, extended: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs ``(n, r, d)`` and log2 of the softmax denominators ``(n, r)``; inputs (n, r, d)."""
+    n, rows, _ = q.shape
+    out = torch.empty_like(q)
+    normaliser = q.new_empty(n, rows)
+    for block in _pieces(n, rows * n, q.device):
+        scores = _scores(q[block], k, _relative(extended, block, n))
+        top = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(top).exp2_()
+        total = weights.sum(-1, keepdim=True)
+        torch.div(
+            torch.bmm(weights.transpose(0, 1), v.transpose(0, 1)).transpose(0, 1),
+            total,
+            out=out[block],
+        )
+        normaliser[block] = (total.log2_() + top).squeeze(-1)
+    return out, normaliser
+
+
+def _attend_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block: slice,
+    relative: Tensor,
+    normaliser: Tensor,
+    d_out: Tensor,
+    dot: Tensor,
+    d_relative: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block of queries: gradients of its q, and its part of those of k and v, by unscaled
+    projections in their own order; adds to ``d_relative``, log2(e) times too much.
+
+    With weights p and scores s in natural units: d_s = p (d_out . v - dot), dot = d_out . out.
+    """
+    p = _scores(q[block], k, relative).sub_(normaliser[:, :, None]).exp2_()  # (b, r, n)
+    d_out = d_out.transpose(0, 1)  # (r, b, d)
+    d_v = torch.bmm(p.permute(1, 2, 0), d_out).transpose(0, 1)
+    d_p = torch.bmm(d_out, v.permute(1, 2, 0)).sub_(dot.t()[:, :, None])
+    d_s = p.mul_(d_p.transpose(0, 1))
+    d_relative.baddbmm_(d_s.transpose(1, 2), q[block])
+    d_k = torch.bmm(d_s.permute(1, 2, 0), q[block].transpose(0, 1)).transpose(0, 1)
+    d_q = torch.bmm(d_s, relative)
+    d_q += torch.bmm(d_s.transpose(0, 1), k.transpose(0, 1)).transpose(0, 1)
+    return d_q.mul_(1.0 / math.sqrt(q.shape[2])), d_k.flip(0).mul_(1.0 / LOG2_E), d_v.flip(0)
+
+
+def _add_diagonals(target: Tensor, x: Tensor) -> None:
+    """target[i + j] += x[i, j] for ``x (b, n, d)``."""
+    b, n, dim = x.shape
+    wide = x.new_zeros(b, b + n - 1, dim)
+    wide.as_strided((b, n, dim), ((b + n) * dim, dim, 1)).copy_(x)
+    target[: b + n - 1] += wide.sum(0)

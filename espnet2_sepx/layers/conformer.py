@@ -13,24 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet2_sepx.layers.attention import RelativeAttention
+from espnet2_sepx.layers.cache import EvalCache
+from espnet2_sepx.layers.feed_forward import FeedForward
+from espnet2_sepx.layers.kernels import linear, matmul_t, pieces
 from espnet2_sepx.layers.moe import MoEFeedForward, RoutingStats
 from espnet2_sepx.layers.norms import MaskedBatchNorm, Padding
 
 
-class FeedForward(nn.Module):
-    """W2 swish(W1 x + b1) + b2 (eq. 1). Shape: ``(..., N) -> (..., N)``."""
-
-    def __init__(self, dim: int, expansion: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(dim, expansion * dim)
-        self.linear2 = nn.Linear(expansion * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.silu(self.linear1(x)))
-
-
-class ConvModule(nn.Module):
+class ConvModule(EvalCache):
     """Gated pointwise, depthwise along one axis, batch norm, Swish, pointwise.
+
+    The depthwise convolution reads (B, T, K, C) as a channels-last image, so no axis is moved.
 
     Shape: ``(B, T, K, N) -> (B, T, K, N)``.
     """
@@ -38,26 +31,56 @@ class ConvModule(nn.Module):
     def __init__(self, dim: int, expansion: int, kernel: int, axis: str) -> None:
         super().__init__()
         inner = expansion * dim
-        size = (kernel, 1) if axis == "time" else (1, kernel)
-        same = (kernel // 2, 0) if axis == "time" else (0, kernel // 2)
         self.axis = axis
         self.pointwise1 = nn.Linear(dim, 2 * inner)
-        self.depthwise = nn.Conv2d(inner, inner, size, padding=same, groups=inner)
+        self.depthwise = nn.Conv1d(inner, inner, kernel, groups=inner)
         self.norm = MaskedBatchNorm(inner)
         self.pointwise2 = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
-        y = F.glu(self.pointwise1(x), dim=-1)
+        y = F.glu(linear(x, self.pointwise1.weight, self.pointwise1.bias), dim=-1)
         if padding is not None and self.axis == "time":
             y = y * padding.like(y)  # valid edges see the zeros of an unpadded run
-        y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last, no copy
-        return self.pointwise2(F.silu(self.norm(y, padding)))
+        y = self.norm(self._depthwise(y, self.depthwise.weight, self.depthwise.bias), padding)
+        return linear(F.silu(y), self.pointwise2.weight, self.pointwise2.bias)
+
+    def add_to(self, x: Tensor, norm: nn.LayerNorm, padding: Padding | None) -> None:
+        """x += conv(norm(x)) in place, outside of any graph, batch norm folded away."""
+        tokens = x.view(-1, x.shape[-1])
+        gated = x.new_empty(*x.shape[:-1], self.pointwise2.in_features)
+        flat = gated.view(tokens.shape[0], -1)
+        for piece in pieces(0, tokens.shape[0], x.device):
+            y = F.layer_norm(tokens[piece], norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            y = matmul_t(y, self.pointwise1.weight, self.pointwise1.bias)
+            flat[piece] = F.glu(y, dim=-1)
+        if padding is not None and self.axis == "time":
+            gated *= padding.like(gated)
+        flat = self._depthwise(gated, *self.cached("folded", self._folded)).view(flat.shape)
+        for piece in pieces(0, tokens.shape[0], x.device):
+            y = F.silu(flat[piece], inplace=True)
+            tokens[piece] += matmul_t(y, self.pointwise2.weight, self.pointwise2.bias)
+
+    def _depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        channels, _, kernel = weight.shape
+        time = self.axis == "time"
+        weight = weight.view(channels, 1, *((kernel, 1) if time else (1, kernel)))
+        same = (kernel // 2, 0) if time else (0, kernel // 2)
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=same, groups=channels)
+        return y.permute(0, 2, 3, 1)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Depthwise weights and bias that include the batch norm's running statistics."""
+        norm = self.norm
+        assert norm.running_var is not None and norm.running_mean is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = (self.depthwise.bias - norm.running_mean) * scale + norm.bias
+        return self.depthwise.weight * scale[:, None, None], bias
 
 
 class ConformerModule(nn.Module):
     """Macaron Conformer module; both feed-forwards are dense or both are mixtures of experts.
 
-    Shape: ``(B, T, K, N) -> (B, T, K, N)``.
+    Shape: ``(B, T, K, N) -> (B, T, K, N)``, and the routing of its mixtures.
 
     Args:
         dim: N.
@@ -101,19 +124,48 @@ class ConformerModule(nn.Module):
     def forward(
         self, x: Tensor, padding: Padding | None = None
     ) -> tuple[Tensor, list[RoutingStats]]:
+        if not (
+            self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+        ):
+            return self._infer(x.clone(memory_format=torch.contiguous_format), padding)
         stats: list[RoutingStats] = []
-        x = x + 0.5 * self._feed_forward(self.ffn1, self.norm_ffn1(x), padding, stats)
+        y = self._feed_forward(self.ffn1, self.norm_ffn1(x), padding, stats)
+        x = torch.add(x, self.dropout(y), alpha=0.5)
         x = x + self.dropout(self.attention(self.norm_attention(x), padding))
         x = x + self.dropout(self.conv(self.norm_conv(x), padding))
-        x = x + 0.5 * self._feed_forward(self.ffn2, self.norm_ffn2(x), padding, stats)
+        y = self._feed_forward(self.ffn2, self.norm_ffn2(x), padding, stats)
+        return self.norm_out(torch.add(x, self.dropout(y), alpha=0.5)), stats
+
+    def _infer(self, x: Tensor, padding: Padding | None) -> tuple[Tensor, list[RoutingStats]]:
+        """The same on a tensor of our own, in place and in pieces that stay in cache."""
+        stats: list[RoutingStats] = []
+        self._add_feed_forward(self.ffn1, x, self.norm_ffn1, padding, stats)
+        self.attention.add_to(x, self.norm_attention, padding)
+        self.conv.add_to(x, self.norm_conv, padding)
+        self._add_feed_forward(self.ffn2, x, self.norm_ffn2, padding, stats)
         return self.norm_out(x), stats
 
+    @staticmethod
     def _feed_forward(
-        self, ffn: nn.Module, x: Tensor, padding: Padding | None, stats: list[RoutingStats]
+        ffn: nn.Module, x: Tensor, padding: Padding | None, stats: list[RoutingStats]
     ) -> Tensor:
-        if isinstance(ffn, MoEFeedForward):
-            y, routing = ffn(x, padding)
-            stats.append(routing)
+        if not isinstance(ffn, MoEFeedForward):
+            return ffn(x)
+        y, routing = ffn(x, padding)
+        stats.append(routing)
+        return y
+
+    @staticmethod
+    def _add_feed_forward(
+        ffn: nn.Module,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        padding: Padding | None,
+        stats: list[RoutingStats],
+    ) -> None:
+        if isinstance(ffn, FeedForward):
+            ffn.add_to(x, norm, factor=0.5)
         else:
-            y = ffn(x)
-        return self.dropout(y)
+            y, routing = ffn(norm(x), padding)
+            x.add_(y, alpha=0.5)
+            stats.append(routing)

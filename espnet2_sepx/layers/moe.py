@@ -1,22 +1,81 @@
 """Sparse mixture-of-experts feed-forward (TF-MoE, section 2.2, eqs. 2-4).
 
 Legend: B batch, T frames, K bands, N channels, H hidden width, E experts, J chosen experts, n tokens
-(time-frequency cells), m = n J slots (one chosen expert of one token).
+(time-frequency cells), m = n J slots (one chosen expert of one token), R rows of a balance set.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espnet2_sepx.layers.feed_forward import Stacked, run_experts
+from espnet2_sepx.layers.kernels import compute_dtype
 from espnet2_sepx.layers.norms import Padding
 
 GATES = ("prob", "straight_through", "normalised")
 BALANCE_SCOPES = ("sequence", "batch")
+
+
+@dataclass
+class Assignment:
+    """Which experts the tokens chose, ready for dispatch.
+
+    Slot t J + j is token t's j-th choice; a cell is (expert, token) as expert n + token.
+    """
+
+    cell: Tensor
+    """Cell of each slot in the order of experts ``(m,)``."""
+    order: Tensor
+    """Slots in the order of experts ``(m,)``."""
+    counts: list[int]
+    """Slots per expert."""
+    choices: int
+    """J."""
+
+    @staticmethod
+    def from_experts(expert: Tensor, num_experts: int) -> Assignment:
+        """From chosen experts ``(n, J)``, each token's choices distinct."""
+        tokens, choices = expert.shape
+        slots = expert.reshape(-1)
+        order = torch.argsort(slots, stable=True)
+        counts = torch.bincount(slots, minlength=num_experts).tolist()
+        cell = slots.index_select(0, order) * tokens + order // choices
+        return Assignment(cell, order, counts, choices)
+
+    @staticmethod
+    def top1(prob: Tensor) -> Assignment:
+        """Each token's best expert by ``prob (E, n)``; the lowest index among equals.
+
+        The maxima, read row by row, already come sorted by expert: no sorting, no argmax.
+        """
+        num_experts, tokens = prob.shape
+        cell = (prob == prob.amax(0)).flatten().nonzero().flatten()
+        if cell.shape[0] != tokens:  # equal probabilities
+            return Assignment.from_experts(prob.max(0).indices[:, None], num_experts)
+        ends = torch.arange(num_experts + 1, device=prob.device) * tokens
+        bounds = torch.searchsorted(cell, ends).tolist()
+        return Assignment(cell, cell % tokens, [b - a for a, b in pairwise(bounds)], 1)
+
+    @property
+    def inverse(self) -> Tensor:
+        """Position of each slot in the order of experts."""
+        index = torch.arange(self.order.shape[0], device=self.order.device)
+        return torch.empty_like(self.order).scatter_(0, self.order, index)
+
+    def by_token(self, inverse: Tensor) -> Tensor:
+        """Cell of each slot in token order, ``(m,)``."""
+        return self.cell.index_select(0, inverse)
+
+    def experts(self) -> Tensor:
+        """Chosen experts ``(n, J)``."""
+        tokens = self.order.shape[0] // self.choices
+        return (self.by_token(self.inverse) // tokens).view(tokens, self.choices)
 
 
 @dataclass
@@ -29,10 +88,9 @@ class RoutingStats:
     """Share of the chosen slots per expert, ``(E,)``, detached."""
     top1_prob: Tensor
     """Mean probability of each valid token's best expert, 0-dim, detached."""
-    expert: Tensor
-    """Chosen experts ``(B, T, K, J)``, best first."""
+    assignment: Assignment
     prob: Tensor
-    """Their router probabilities ``(B, T, K, J)``, detached."""
+    """Router probabilities of the chosen experts ``(n, J)``, detached."""
 
 
 @dataclass
@@ -107,7 +165,6 @@ class MoEFeedForward(nn.Module):
         self.top_k = top_k
         self.gate = gate
         self.balance_scope = balance_scope
-        self.dispatch = sorted_experts
         self.router = nn.Parameter(torch.empty(num_experts, dim))
         self.weight1 = nn.Parameter(torch.empty(num_experts, hidden, dim))
         self.bias1 = nn.Parameter(torch.empty(num_experts, hidden))
@@ -125,74 +182,84 @@ class MoEFeedForward(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> tuple[Tensor, RoutingStats]:
         tokens = x.reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
-            # Experts first: softmax and maximum over axis 0 run several times faster than over the
-            # last axis of a few experts.
-            dtype = torch.promote_types(tokens.dtype, torch.float32)
-            prob = torch.softmax(self.router.to(dtype) @ tokens.to(dtype).t(), 0)  # (E, n)
-        if self.top_k == 1:
-            top, expert = (value[:, None] for value in prob.max(0))  # (n, 1)
-        else:
-            top, expert = (value.t() for value in prob.topk(self.top_k, 0))  # (n, J)
-        y = self.dispatch(
-            tokens,
-            expert,
-            self._gate_weight(top).to(tokens.dtype),
-            self.weight1.to(tokens.dtype),
-            self.bias1.to(tokens.dtype),
-            self.weight2.to(tokens.dtype),
-            self.bias2.to(tokens.dtype),
-        )
-        return y.view(x.shape), self._stats(prob, expert, top, x.shape[:3], padding)
+        prob = self._probabilities(tokens)
+        with torch.no_grad():
+            if self.top_k == 1:
+                assignment = Assignment.top1(prob)
+            else:
+                best = prob.topk(self.top_k, 0).indices
+                assignment = Assignment.from_experts(best.t(), prob.shape[0])
+        inverse = assignment.inverse
+        chosen = prob.flatten().index_select(0, assignment.by_token(inverse)).view(-1, self.top_k)
+        dtype = compute_dtype(x)
+        w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
+        weights = (w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype))
+        gate = self._gate_weight(chosen).to(dtype)
+        y = sorted_experts(tokens.to(dtype), assignment, gate, weights)
+        stats = self._stats(prob, chosen.detach(), assignment, x.shape[:3], padding)
+        return y.view(x.shape), stats
 
-    def _gate_weight(self, top: Tensor) -> Tensor:
+    def _probabilities(self, tokens: Tensor) -> Tensor:
+        """softmax(W_g x), ``(E, n)``, in at least float32.
+
+        Experts come first: reductions over axis 0 run several times faster than over a short last one.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            dtype = torch.promote_types(tokens.dtype, torch.float32)
+            return torch.softmax(self.router.to(dtype) @ tokens.to(dtype).t(), 0)
+
+    def _gate_weight(self, chosen: Tensor) -> Tensor:
         if self.top_k > 1:
-            return top / top.sum(1, keepdim=True)
+            return chosen / chosen.sum(1, keepdim=True)
         if self.gate == "prob":
-            return top
+            return chosen
         if self.gate == "straight_through":
-            return top / top.detach()
-        return torch.ones_like(top)
+            return chosen / chosen.detach()
+        return torch.ones_like(chosen)
 
     def _stats(
         self,
         prob: Tensor,
-        expert: Tensor,
-        top: Tensor,
+        chosen: Tensor,
+        assignment: Assignment,
         cells: torch.Size,
         padding: Padding | None,
     ) -> RoutingStats:
-        """Balance loss and load: l = sum_i f_i P_i with f_i = E/(J n) #chosen, P_i = mean p_i."""
-        num_experts = prob.shape[0]
-        batch, frames, bands = cells
-        chosen = F.one_hot(expert.reshape(batch, frames, bands, -1), num_experts).sum(3)
-        chosen = chosen.to(prob.dtype)  # (B, T, K, E)
-        prob = prob.view(num_experts, batch, frames, bands).permute(1, 2, 3, 0)
-        best = top[:, 0].detach().view(batch, frames, bands)
-        if padding is not None:
-            mask = padding.like(prob)
-            chosen, prob, best = chosen * mask, prob * mask, best * mask[..., 0]
-        rows = self._row_dims()
+        """Balance loss and load: l = sum_i f_i P_i with f_i = E/(J n) #chosen, P_i = mean p_i.
+
+        One such l per row of the balance set, averaged over rows with a valid token.
+        """
+        num_experts, num_tokens = prob.shape
+        dims = self._row_dims()
+        shape = [1 if dim in dims else size for dim, size in enumerate(cells)]
+        rows = math.prod(shape)
+        row = torch.arange(rows, device=prob.device).view(shape).expand(cells).flatten()
+        expert_row = torch.div(assignment.cell, num_tokens, rounding_mode="floor") * rows
+        expert_row += row.index_select(0, assignment.cell % num_tokens)
+        p = prob.view(num_experts, *cells)
         if padding is None:
-            count = prob.new_full((), float(prob.shape[:3].numel()))
-            row_count = prob.new_full((1,), math.prod(prob.shape[dim] for dim in rows))
-            weight = row_count.new_ones(1)
+            picked = torch.bincount(expert_row, minlength=num_experts * rows).to(prob.dtype)
+            count = prob.new_full((1,), num_tokens / rows)
+            top = chosen[:, 0].mean()
         else:
-            valid = padding.like(best).expand(batch, frames, bands)
-            count = valid.sum()
-            row_count = valid.sum(rows)
-            weight = (row_count > 0).to(prob.dtype)
-            row_count = row_count.clamp_min(1.0)
-        share = chosen.sum(rows) / row_count[..., None] / self.top_k  # (rows, E)
-        mean_prob = prob.sum(rows) / row_count[..., None]
-        row_loss = num_experts * (share * mean_prob).sum(-1)
-        balance = (row_loss * weight).sum() / weight.expand_as(row_loss).sum()
+            valid = padding.like(p[0]).expand(cells)
+            p = p * valid
+            weight = valid.flatten()
+            picked = torch.bincount(
+                expert_row, weight[assignment.cell % num_tokens], num_experts * rows
+            ).to(prob.dtype)
+            count = valid.sum(dims).flatten()
+            top = (chosen[:, 0] * weight).sum() / weight.sum()
+        picked = picked.view(num_experts, rows)
+        total = p.sum([dim + 1 for dim in dims]).view(num_experts, rows)
+        losses = (picked * total).sum(0) / count.clamp_min(1.0).square()
+        used = (count > 0).sum() if padding is not None else rows
         return RoutingStats(
-            balance=balance,
-            share=chosen.sum((0, 1, 2)) / (count * self.top_k),
-            top1_prob=best.sum() / count,
-            expert=expert.reshape(batch, frames, bands, -1),
-            prob=top.detach().reshape(batch, frames, bands, -1),
+            balance=losses.sum() * (num_experts / self.top_k) / used,
+            share=picked.sum(1) / picked.sum(),
+            top1_prob=top,
+            assignment=assignment,
+            prob=chosen,
         )
 
     def _row_dims(self) -> tuple[int, ...]:
@@ -202,89 +269,47 @@ class MoEFeedForward(nn.Module):
         return (1,) if self.axis == "time" else (2,)
 
 
-def sorted_experts(
-    x: Tensor, expert: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
-) -> Tensor:
-    """Evaluate only the chosen experts: sort the slots by expert, one product per expert.
+def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stacked) -> Tensor:
+    """Evaluate only the chosen experts, each on its tokens at once.
 
     Args:
         x: tokens (n, N).
-        expert: chosen experts (n, J).
+        assignment: chosen experts.
         gate: their weights (n, J).
-        w1, b1, w2, b2: stacked (E, H, N), (E, H), (E, N, H), (E, N).
+        weights: stacked W1 (E, H, N), b1 (E, H), W2 (E, N, H), b2 (E, N).
+
+    Returns:
+        sum_j gate_j expert_j(x), ``(n, N)``.
     """
-    return _SortedExperts.apply(x, expert, gate, w1, b1, w2, b2)
+    inverse = assignment.inverse
+    slots = x if assignment.choices == 1 else x.repeat_interleave(assignment.choices, 0)
+    y = _Permute.apply(slots, assignment.order, inverse)
+    y = _Permute.apply(run_experts(y, assignment.counts, weights), inverse, assignment.order)
+    if assignment.choices == 1:
+        return y * gate
+    return (y.view(*gate.shape, -1) * gate[:, :, None]).sum(1)
 
 
-class _SortedExperts(torch.autograd.Function):
+def naive_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stacked) -> Tensor:
+    """The same expert by expert with masks and plain operations: the reference in tests."""
+    w1, b1, w2, b2 = weights
+    chosen = assignment.experts()
+    out = torch.zeros_like(x)
+    for expert in range(w1.shape[0]):
+        token, choice = torch.nonzero(chosen == expert, as_tuple=True)
+        y = F.linear(F.silu(F.linear(x[token], w1[expert], b1[expert])), w2[expert], b2[expert])
+        out = out.index_add(0, token, y * gate[token, choice, None])
+    return out
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order; the gradient goes back by the inverse order, not by scattered sums."""
+
     @staticmethod
-    def forward(ctx, x, expert, gate, w1, b1, w2, b2):  # type: ignore[no-untyped-def]
-        slots = expert.reshape(-1)
-        order = torch.argsort(slots, stable=True)
-        counts = torch.bincount(slots, minlength=w1.shape[0]).tolist()
-        token = order if expert.shape[1] == 1 else order // expert.shape[1]
-        xs = x.index_select(0, token)  # (m, N)
-        hidden = x.new_empty(xs.shape[0], w1.shape[1])
-        y = x.new_empty(xs.shape)
-        parts = _parts(counts)
-        for index, part in parts:
-            torch.addmm(b1[index], xs[part], w1[index].t(), out=hidden[part])
-        active = F.silu(hidden)
-        for index, part in parts:
-            torch.addmm(b2[index], active[part], w2[index].t(), out=y[part])
-        weight = gate.reshape(-1).index_select(0, order)
-        ctx.save_for_backward(xs, hidden, active, y, weight, order, token, w1, w2)
-        ctx.parts = parts
-        ctx.gate_shape = gate.shape
-        scaled = y * weight[:, None]
-        out = torch.zeros_like(x)
-        if expert.shape[1] == 1:
-            return out.index_copy_(0, token, scaled)
-        return out.index_add_(0, token, scaled)
+    def forward(ctx, x, order, inverse):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        xs, hidden, active, y, weight, order, token, w1, w2 = ctx.saved_tensors
-        grad = grad.contiguous().index_select(0, token)
-        d_gate = torch.empty_like(weight).index_copy_(0, order, (grad * y).sum(1))
-        grad.mul_(weight[:, None])
-        d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
-        d_active = torch.empty_like(hidden)
-        for index, part in ctx.parts:
-            torch.mm(grad[part], w2[index], out=d_active[part])
-            torch.mm(grad[part].t(), active[part], out=d_w2[index])
-            torch.sum(grad[part], 0, out=d_b2[index])
-        d_hidden = torch.ops.aten.silu_backward(d_active, hidden)
-        d_xs = torch.empty_like(xs)
-        for index, part in ctx.parts:
-            torch.mm(d_hidden[part], w1[index], out=d_xs[part])
-            torch.mm(d_hidden[part].t(), xs[part], out=d_w1[index])
-            torch.sum(d_hidden[part], 0, out=d_b1[index])
-        tokens, choices = ctx.gate_shape
-        d_x = xs.new_zeros(tokens, xs.shape[1])
-        d_x = d_x.index_copy_(0, token, d_xs) if choices == 1 else d_x.index_add_(0, token, d_xs)
-        return d_x, None, d_gate.view(ctx.gate_shape), d_w1, d_b1, d_w2, d_b2
-
-
-def _parts(counts: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its slice of the sorted slots) for every expert that was chosen."""
-    parts = []
-    start = 0
-    for index, count in enumerate(counts):
-        if count:
-            parts.append((index, slice(start, start + count)))
-            start += count
-    return parts
-
-
-def naive_experts(
-    x: Tensor, expert: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
-) -> Tensor:
-    """The same as ``sorted_experts``, expert by expert with a mask: the reference in tests."""
-    out = torch.zeros_like(x)
-    for index in range(w1.shape[0]):
-        token, choice = torch.nonzero(expert == index, as_tuple=True)
-        y = F.linear(F.silu(F.linear(x[token], w1[index], b1[index])), w2[index], b2[index])
-        out = out.index_add(0, token, y * gate[token, choice, None])
-    return out
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None

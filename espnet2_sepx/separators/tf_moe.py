@@ -194,7 +194,7 @@ class TFMoESeparator(AbsSeparator):
         others = OrderedDict((f"mask_spk{n}", m.detach()) for n, m in enumerate(masks, start=1))
         others.update(_routing_figures(stats, mask))
         if self.record_routing:
-            self.last_routing = _routing_records(stats, ilens, spectrum.shape[1])
+            self.last_routing = _routing_records(stats, ilens, z.shape[:3])
         return [_restore(output, like) for output in outputs], ilens, others
 
 
@@ -271,16 +271,16 @@ def _routing_figures(
 
 
 def _routing_records(
-    stats: OrderedDict[tuple[str, int, int], RoutingStats], ilens: Tensor, frames: int
+    stats: OrderedDict[tuple[str, int, int], RoutingStats], ilens: Tensor, shape: torch.Size
 ) -> list[RoutingRecord]:
-    valid = torch.arange(frames) < ilens.cpu()[:, None]
+    valid = torch.arange(shape[1]) < ilens.cpu()[:, None]
     return [
         RoutingRecord(
             axis=axis,
             block=block,
             ffn=ffn,
-            expert=layer.expert.to("cpu", torch.int16),
-            prob=layer.prob.to("cpu", torch.float32),
+            expert=layer.assignment.experts().to("cpu", torch.int16).view(*shape, -1),
+            prob=layer.prob.to("cpu", torch.float32).view(*shape, -1),
             valid=valid,
         )
         for (axis, block, ffn), layer in stats.items()
