@@ -153,8 +153,8 @@ class _Counter(TorchDispatchMode):
 
 
 def _name(func) -> str:
-    """``namespace.name`` without the overload."""
-    return func._schema.name.replace("::", ".")
+    """``namespace.name`` without the overload; in-place variants take their arguments alike."""
+    return func._schema.name.replace("::", ".").removesuffix("_")
 
 
 def _kind(operator: str, products: list[Product]) -> Kind:

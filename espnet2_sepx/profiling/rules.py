@@ -26,6 +26,7 @@ can change, so that no table mixes the two.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,9 @@ PRODUCT_RULES: dict[str, Rule] = {}
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register the decorated rule for operators named ``namespace.name`` (every overload).
+    """Register the decorated rule for operators named ``namespace.name``.
+
+    It holds for every overload, and for the in-place variant ``namespace.name_``.
 
     A rule gets the positional arguments, the keyword arguments and the result of the call.
     """
@@ -168,7 +171,7 @@ def _fft(args, kwargs, out):
     return [Product(fft_macs(points, whole.numel() // max(points, 1), real))]
 
 
-@rule("aten.mul", "aten.mul_")
+@rule("aten.mul")
 def _mul(args, kwargs, out):
     """Complex by complex: a real product of sums. Everything else is elementwise work."""
     left, right = args[0], args[1]
@@ -198,11 +201,7 @@ def _lstm_gates(args, out):
 
 ELEMENTWISE_RULES: dict[str, Callable[[Sequence[Any], Any], int]] = {
     "aten.mul": _mul_elements,
-    "aten.mul_": _mul_elements,
-    **{
-        f"aten.{name}": _per_element(1)
-        for name in ("div", "div_", "addcmul", "addcmul_", "addcdiv", "addcdiv_", "lerp", "square")
-    },
+    **{f"aten.{name}": _per_element(1) for name in ("div", "addcmul", "addcdiv", "lerp", "square")},
     "aten._softmax": _per_element(1),
     # Squares for the variance and one scaling.
     "aten.native_layer_norm": _per_element(2),
@@ -218,21 +217,10 @@ LOOKUPS = frozenset(
     for name in ("index", "index_select", "gather", "embedding", "take", "take_along_dim")
 )
 
-_OPAQUE_STARTS = (
-    "aten.linalg_",
-    "aten._linalg_",
-    "aten.cdist",
-    "aten._cdist",
-    "aten._trilinear",
-    "aten.grid_sampler",
-    "aten.cholesky",
-    "aten.triangular_solve",
-    "aten.lu_",
-    "aten._cudnn_rnn",
-    "aten.miopen_rnn",
-    "aten._thnn_fused",
-    "aten._native_multi_head_attention",
-    "aten._transformer_encoder_layer",
+# ATen operators that multiply and accumulate, by a part of their names.
+_PRODUCT_NAMES = re.compile(
+    r"(?<!a)mm|mv$|dot|addr$|conv|linear$|linalg|attention|transformer|rnn|lstm|gru|fft|cdist|trilinear"
+    r"|grid_sampler|cholesky|solve|lu_|qr$"
 )
 _HARMLESS = frozenset({"aten.linalg_vector_norm", "aten._linalg_check_errors"})
 
@@ -244,6 +232,5 @@ def is_opaque(operator: str) -> bool:
     """
     if operator in PRODUCT_RULES or operator in _HARMLESS:
         return False
-    return not operator.startswith(("aten.", "prim.", "prims.")) or operator.startswith(
-        _OPAQUE_STARTS
-    )
+    namespace, _, name = operator.partition(".")
+    return namespace not in ("aten", "prim", "prims") or bool(_PRODUCT_NAMES.search(name))

@@ -101,6 +101,15 @@ LAYERS = {
         L * D * 32,
         None,
     ),
+    "accumulated in place": (
+        Function(
+            lambda m, x: torch.zeros(1, L, 32).baddbmm_(x, m.w[None])[0].addmm_(x[0], m.w),
+            w=torch.randn(D, 32),
+        ),
+        [X],
+        2 * L * D * 32,
+        None,
+    ),
     "matrix and vector, dot": (
         Function(lambda _, x: x[0] @ x[0, 0] @ x[0, :, 0]),
         [X],
@@ -194,7 +203,10 @@ def test_hidden_products_are_named():
     count = count_macs(module, lambda: module(torch.eye(3)))
     assert dict(count.uncounted) == {"aten.linalg_inv_ex": 1}
     assert is_opaque("mamba.selective_scan")
+    assert is_opaque("aten.some_new_conv")
     assert not is_opaque("aten.relu")
+    assert not is_opaque("aten.mm")
+    assert not is_opaque("aten.lgamma")
 
 
 def test_one_rule_per_operator():

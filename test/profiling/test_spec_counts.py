@@ -14,7 +14,6 @@ from espnet2_sepx.profiling.model import build_model, separate
 from espnet2_sepx.profiling.tree import part_of
 
 FS = 16000
-SAMPLES = 25 * 128  # 26 frames
 T = 26
 K, W, WIDEST, R, S = 80, 502, 19, 6, 2
 INNER = 64  # heads x width
@@ -22,11 +21,10 @@ FRAMES_PER_SECOND = 125
 FFT_512 = 512 * 9
 
 
-def parts(config, samples=SAMPLES):
+def parts(config, frames=T):
     """Work of every module, block indices dropped; and the whole."""
-    torch.manual_seed(0)
     model = build_model(config)
-    mixture = noise(samples)
+    mixture = noise((frames - 1) * 128)
     count = count_macs(model, lambda: separate(model, mixture, FS))
     merged = {}
     for path, work in count.by_module().items():
@@ -61,30 +59,38 @@ ATTENTION = {n: K * 4 * n * INNER for n in (30, 32)}
 CONV = {n: K * (6 * n * n + 15 * 2 * n) for n in (30, 32)}
 
 
-@pytest.mark.parametrize("experts", [0, 12])
-def test_tf_conformer_and_tf_moe(experts):
-    n = 32
-    kind = "moe" if experts else "conformer"
-    found, total = parts(
-        stft_config("tf_moe", num_experts=experts or 1, t_module=kind, f_module=kind)
-    )
-    router = 24 * K * experts * n
-    exact = 12 * (2 * FFN[n] + ATTENTION[n] + CONV[n]) + router + 2 * W * n + decoder(n)
-    assert gigamacs_per_second(exact) == pytest.approx(4.108 if experts else 4.016, abs=5e-4)
+def weights_per_frame(experts, blocks=R, n=32):
+    """TF-Conformer, or TF-MoE with routers in front of all feed-forwards."""
+    router = 2 * K * experts * n
+    modules = 2 * blocks * (2 * FFN[n] + ATTENTION[n] + CONV[n] + router)
+    return modules + 2 * W * n + decoder(n)
 
-    band_split = found["separator.band_split"].weights
-    assert band_split // T in split(n)
-    assert total.weights == T * (exact - 2 * W * n) + band_split
-    f_attention, t_attention = R * T * K * 3 * INNER * K, R * T * K * 3 * INNER * T
-    assert functional(found, "separator.blocks.frequency.attention") == f_attention
-    assert functional(found, "separator.blocks.time.attention") == t_attention
-    assert total.all == total.weights + f_attention + t_attention + T * (1 + S) * FFT_512
 
-    dense_all = {1.0: 6.39, 2.4: 8.41}
-    for seconds, gigamacs in {} if experts else dense_all.items():
+def test_hand_counts_are_those_of_the_paper():
+    assert gigamacs_per_second(weights_per_frame(0)) == pytest.approx(4.016, abs=5e-4)
+    assert gigamacs_per_second(weights_per_frame(12)) == pytest.approx(4.108, abs=5e-4)
+    for seconds, gigamacs in ((1.0, 6.39), (2.4, 8.41)):
         frames = 1 + round(seconds * FRAMES_PER_SECOND)
         quadratic = R * K * 3 * INNER * (K + frames)
-        assert gigamacs_per_second(exact + quadratic) == pytest.approx(gigamacs, abs=0.02)
+        everything = weights_per_frame(0) + quadratic
+        assert gigamacs_per_second(everything) == pytest.approx(gigamacs, abs=0.02)
+
+
+@pytest.mark.parametrize(("experts", "blocks", "frames"), [(0, R, T), (12, R, T), (3, 1, 151)])
+def test_tf_conformer_and_tf_moe(experts, blocks, frames):
+    kind = "moe" if experts else "conformer"
+    options = {"num_blocks": blocks, "t_module": kind, "f_module": kind}
+    found, total = parts(stft_config("tf_moe", num_experts=experts or 1, **options), frames)
+    band_split = found["separator.band_split"].weights
+    assert band_split // frames in split(32)
+    exact = weights_per_frame(experts, blocks) - 2 * W * 32
+    assert total.weights == frames * exact + band_split
+
+    f_attention, t_attention = (blocks * frames * K * 3 * INNER * keys for keys in (K, frames))
+    assert functional(found, "separator.blocks.frequency.attention") == f_attention
+    assert functional(found, "separator.blocks.time.attention") == t_attention
+    transforms = frames * (1 + S) * FFT_512
+    assert total.all == total.weights + f_attention + t_attention + transforms
 
 
 def test_router_has_a_row_of_its_own():
