@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         stream.write(page)
     write_results(experiment)
     for part in experiment.missing:
-        print(f"report: without {part.what}; made by: {part.command}", file=sys.stderr)
+        print(f"report: without {part}; made by: {part.command}", file=sys.stderr)
     print(render_terminal(experiment))
     print(f"\nreport: {out.resolve()} ({len(page) / 1e6:.1f} MB)")
 

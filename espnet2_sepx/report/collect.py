@@ -32,6 +32,9 @@ class Missing:
     stage: int
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.what} ({self.detail})" if self.detail else self.what
+
     @property
     def command(self) -> str:
         """The command that creates it, to be run in the recipe's folder."""

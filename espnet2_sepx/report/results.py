@@ -220,7 +220,7 @@ def render_markdown(experiment: Experiment) -> str:
         ]
     if experiment.missing:
         lines += ["", "## Missing", ""]
-        lines += [f"- {part.what}: `{part.command}`" for part in experiment.missing]
+        lines += [f"- {part}: `{part.command}`" for part in experiment.missing]
     return "\n".join(lines) + "\n"
 
 
