@@ -89,8 +89,8 @@ def _headline(experiment: Experiment) -> str:
     shown = [
         ("num_spk", "{} speakers"),
         ("num_channels", "N = {}"),
-        ("num_blocks", "{} blocks"),
-        ("num_bands", "{} bands"),
+        ("num_blocks", "R = {}"),
+        ("num_bands", "K = {}"),
         ("t_module", "T-module {}"),
         ("f_module", "F-module {}"),
         ("num_experts", "E = {}"),
