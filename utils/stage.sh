@@ -52,8 +52,8 @@ mark_done() {
 
 # forward_options NAMES ARG...: split a recipe's command line. Options in NAMES (one string of
 # words) belong to the corpus and go into the array `data_args`, as --name=value; all others, meant
-# for sep.sh, into `sep_args`. Values of options that end in _dir, and of --wsj0 and the like given
-# as paths, are made absolute: they are relative to where the user stands, not to the recipe.
+# for sep.sh, into `sep_args`. Values of options that end in _dir or _metadata are paths, relative to
+# where the user stands; they are made absolute, because the recipe runs in its own folder.
 forward_options() {
     local names=" $1 " name value
     shift
@@ -79,7 +79,7 @@ forward_options() {
             shift
         fi
         shift
-        [[ "${name}" == *_dir && "${value}" != /* ]] && value="${PWD}/${value}"
+        [[ "${name}" =~ _(dir|metadata)$ && "${value}" != /* ]] && value="${PWD}/${value}"
         data_args+=("--${name}=${value}")
     done
 }

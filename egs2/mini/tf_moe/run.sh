@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "${here}/utils/stage.sh"
 
 data_options="speech_dir noise_dir rir_dir overlap_ratio noise_snr_db level_range_db seed"
-data_options+=" num_train num_valid num_test"
+data_options+=" num_train num_valid num_test min_or_max max_seconds from_metadata"
 forward_options "${data_options}" "$@"
 
 cd "${here}"
