@@ -291,6 +291,10 @@ def _cost_facts(cost: dict[str, Any]) -> list[tuple[str, str]]:
         if memory.get("baseline") is not None:
             over = f" ({memory['baseline']:.0f} MB before the run)"
         facts.append(("Peak memory", f"{memory['peak']:.0f} MB{over}"))
+    if "latency" in cost:
+        look_ahead = (cost["latency"] or {}).get("algorithmic_ms")
+        whole = "the whole input"
+        facts.append(("Latency", whole if look_ahead is None else f"{look_ahead:.3g} ms"))
     facts += [(name.capitalize(), str(value)) for name, value in environment.items() if value]
     if cost.get("rules"):
         facts.append(("Counting rules", f"version {cost['rules']}"))

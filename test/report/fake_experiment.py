@@ -184,6 +184,7 @@ def cost() -> dict:
         },
         "rtf": {"median": 0.083, "min": 0.081, "max": 0.09, "threads": 1, "repeats": 5},
         "memory_mb": {"peak": 412.0, "baseline": 301.0},
+        "latency": {"algorithmic_samples": None, "algorithmic_ms": None},
         "environment": {"processor": "test CPU", "torch": torch.__version__},
     }
 
