@@ -16,6 +16,8 @@ Schema 1 (figures per second are those of the stated input divided by its length
                       ``all``, ``elementwise``}}, ``uncounted`` {operator without a rule: calls}
 ``rtf``               ``median``, ``min``, ``max``, ``threads``, ``repeats``, ``warmup``
 ``memory_mb``         ``peak``, ``baseline`` (10^6 bytes)
+``latency``           ``algorithmic_samples`` and ``algorithmic_ms``: look-ahead of the output;
+                      null if the model sees the whole input
 ``environment``       ``processor``, ``torch``, ``numpy``, ``python``, ``espnet``,
                       ``espnet2_sepx``, ``device``; on a GPU ``accelerator``, ``cuda``
 ===================== =====================================================================

@@ -220,7 +220,7 @@ LOOKUPS = frozenset(
 # ATen operators that multiply and accumulate, by a part of their names.
 _PRODUCT_NAMES = re.compile(
     r"(?<!a)mm|mv$|dot|addr$|conv|linear$|linalg|attention|transformer|rnn|lstm|gru|fft|cdist|trilinear"
-    r"|grid_sampler|cholesky|solve|lu_|qr$"
+    r"|grid_sampler|cholesky|solve|(?<![a-z])lu_|qr$"
 )
 _HARMLESS = frozenset({"aten.linalg_vector_norm", "aten._linalg_check_errors"})
 

@@ -33,6 +33,7 @@ def cost_markdown(cost: Mapping[str, Any]) -> str:
                     f"real-time factor, {_threads(rtf['threads'])}, median of {rtf['repeats']}",
                     f"{rtf['median']:.3f} ({rtf['min']:.3f} to {rtf['max']:.3f})",
                 ],
+                ["algorithmic latency", _latency(cost["latency"])],
                 [
                     "memory, peak / before the run",
                     f"{memory['peak']:.0f} MB / {memory['baseline']:.0f} MB",
@@ -108,6 +109,11 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
         f"|---|{'---:|' * (len(header) - 1)}",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
+
+
+def _latency(latency: Mapping[str, float | None]) -> str:
+    milliseconds = latency["algorithmic_ms"]
+    return "the whole input" if milliseconds is None else f"{milliseconds:.4g} ms"
 
 
 def _macs(value: float) -> str:

@@ -20,10 +20,12 @@ from espnet2_sepx.errors import UserError
 from espnet2_sepx.profiling import environment, memory, rtf
 from espnet2_sepx.profiling.cost import DEFAULT_SECONDS, SCHEMA, Request, config_name
 from espnet2_sepx.profiling.inputs import noise, recording, recordings
+from espnet2_sepx.profiling.latency import algorithmic_latency
 from espnet2_sepx.profiling.macs import Count, count_macs
 from espnet2_sepx.profiling.model import (
     build_model,
     check_length,
+    frame_samples,
     load_config,
     load_parameters,
     sample_rate,
@@ -45,7 +47,7 @@ def main() -> None:
 def measure_here(request: Request) -> dict[str, Any]:
     """Do the whole measurement in this process."""
     rtf.use_threads(request.threads)
-    with tqdm(total=4, desc="measuring cost", unit="step", file=sys.stderr) as steps:
+    with tqdm(total=5, desc="measuring cost", unit="step", file=sys.stderr) as steps:
         config = load_config(request.config)
         name = Path(request.config).name
         fs = sample_rate(config, request.fs, name)
@@ -62,6 +64,8 @@ def measure_here(request: Request) -> dict[str, Any]:
         steps.update()
         times = rtf.real_time_factor(run, seconds, request.repeats, device=device)
         steps.update()
+        latency = _latency(model, request, fs, name)
+        steps.update()
         # On a CPU whatever the device: kernels differ, the work does not.
         count = count_macs(model.cpu(), _explained(model, mixture, fs, name))
         steps.update()
@@ -77,6 +81,7 @@ def measure_here(request: Request) -> dict[str, Any]:
         "macs_per_second": per_second(count, seconds, request.depth),
         "rtf": times,
         "memory_mb": memory_mb,
+        "latency": latency,
         "environment": {**environment.describe(device), "device": device},
     }
 
@@ -90,6 +95,18 @@ def _input(request: Request, fs: int) -> Tensor:
     if request.data_dir is not None:
         return recordings(request.data_dir, fs, samples)
     return noise(samples, request.channels)
+
+
+def _latency(model: nn.Module, request: Request, fs: int, name: str) -> dict[str, float | None]:
+    """The ``latency`` entry of the schema, from noise of a second or a few frames."""
+    mixture = noise(max(fs, 16 * frame_samples(model, fs)), request.channels)
+    samples = algorithmic_latency(
+        lambda x: _explained(model, x, fs, name)(), mixture.to(request.device)
+    )
+    return {
+        "algorithmic_samples": samples,
+        "algorithmic_ms": None if samples is None else 1000 * samples / fs,
+    }
 
 
 def per_second(count: Count, seconds: float, depth: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def stft_config(separator, n_fft=512, hop_length=128, **options):
     }
 
 
-def conv_config(separator, kernel=16, **options):
-    filterbank = {"channel": 16, "kernel_size": kernel, "stride": kernel // 2}
+def conv_config(separator, window=16, **options):
+    filterbank = {"channel": 16, "kernel_size": window, "stride": window // 2}
     return {
         "encoder": "conv",
         "encoder_conf": filterbank,

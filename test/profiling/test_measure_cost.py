@@ -59,6 +59,7 @@ def test_a_whole_measurement(measured):
     assert cost["rtf"]["threads"] == 1
     assert 0 < cost["rtf"]["min"] <= cost["rtf"]["median"] <= cost["rtf"]["max"]
     assert 0 < cost["memory_mb"]["baseline"] <= cost["memory_mb"]["peak"]
+    assert cost["latency"] == {"algorithmic_samples": None, "algorithmic_ms": None}
     assert set(cost["environment"]) >= {"processor", "torch", "numpy", "python", "espnet"}
 
 
@@ -67,8 +68,11 @@ def test_table_of_one_system(measured):
     assert "| parameters | " in text
     assert "&emsp;&emsp;&emsp;attention |" in text
     assert "Not counted" not in text
+    assert "| algorithmic latency | the whole input |" in text
     cost = read_cost(measured[1])
     cost["macs_per_second"]["uncounted"] = {"mamba.selective_scan": 12}
+    cost["latency"] = {"algorithmic_samples": 15, "algorithmic_ms": 1.875}
+    assert "| algorithmic latency | 1.875 ms |" in cost_markdown(cost)
     assert "**Not counted**, for want of a rule: `mamba.selective_scan` x 12." in cost_markdown(
         cost
     )
