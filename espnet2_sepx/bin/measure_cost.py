@@ -61,8 +61,8 @@ def _measure(args: argparse.Namespace) -> int:
     from espnet2_sepx.profiling.cost import Request, measure
     from espnet2_sepx.profiling.table import cost_markdown
 
-    if not args.out:
-        raise UserError("--out: missing; name the JSON file to write, e.g. --out profile/cost.json")
+    if not args.out or Path(args.out).suffix != ".json":
+        raise UserError(f"--out: expected a .json file to write, got {args.out}; e.g. cost.json")
     for option in ("fs", "seconds", "channels", "threads", "repeats", "depth"):
         value = getattr(args, option)
         if value is not None and not 0 < value < float("inf"):
@@ -72,12 +72,12 @@ def _measure(args: argparse.Namespace) -> int:
         if path is not None and not Path(path).is_file():
             raise UserError(f"{path}: no such file; check --{option}")
     options = {key: value for key, value in vars(args).items() if key in Request.__annotations__}
-    cost = measure(Request(**options))
-    markdown = cost_markdown(cost)
     out = Path(args.out)
-    with atomic_write(out.with_suffix(".md")) as stream:
-        stream.write(markdown)
-    with atomic_write(out) as stream:
+    # Opened first: a path that cannot be written shows before the measurement, not after it.
+    with atomic_write(out.with_suffix(".md")) as table, atomic_write(out) as stream:
+        cost = measure(Request(**options))
+        markdown = cost_markdown(cost)
+        table.write(markdown)
         json.dump(cost, stream, indent=1)
         stream.write("\n")
     print(markdown, end="")

@@ -100,7 +100,12 @@ def test_comparison_refuses_unequal_conditions(measured, tmp_path):
     ("options", "message"),
     [
         (["--config", "no.yaml", "--out", "x.json"], "no.yaml: no such file; check --config"),
-        (["--config", "c.yaml"], "--out: missing"),
+        (["--config", "c.yaml"], "--out: expected a .json file to write, got None"),
+        (
+            ["--config", "c.yaml", "--out", "x.md"],
+            "--out: expected a .json file to write, got x.md",
+        ),
+        (["--config", "c.yaml", "--out", "c.yaml/x.json"], "cannot write c.yaml/x.md"),
         (
             ["--config", "c.yaml", "--out", "x.json", "--seconds", "-1"],
             "--seconds: must be above 0",

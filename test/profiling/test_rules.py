@@ -162,6 +162,7 @@ def test_inference_mode_hides_nothing():
         assert total(layer, X)[0] == LAYERS["transformer encoder layer"][2]
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_recurrent_layer_counts_the_same_without_the_fused_kernel():
     with torch.backends.mkldnn.flags(enabled=False):
         assert total(nn.LSTM(D, D, batch_first=True), X) == (LSTM, LSTM)
