@@ -15,21 +15,28 @@ from typing import IO, Any
 from espnet2_sepx.errors import UserError
 
 
+@contextmanager
+def _user_error(path: Path) -> Iterator[None]:
+    """Within the block the system's refusal to write becomes a ``UserError`` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
+
+
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder, so that the final rename stays within one file system.
 
     Leftovers of killed processes of this machine are removed on the way.
     """
     prefix = f".{path.name}.tmp-{socket.gethostname()}-"
-    try:
+    with _user_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
             if not _is_running(stale.name[len(prefix) :]):
                 remove(stale)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
     return path.with_name(f"{prefix}{os.getpid()}")
 
 
@@ -57,16 +64,13 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     temporary = temporary_beside(path)
     encoding = None if "b" in mode else "utf-8"
-    try:
+    with _user_error(path):
         stream = open(temporary, mode, encoding=encoding)  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
     try:
         with stream:
             yield stream
-        os.replace(temporary, path)
+        with _user_error(path):
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,17 +84,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = temporary_beside(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with _user_error(path):
         temporary.mkdir()
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with _user_error(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
