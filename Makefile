@@ -1,7 +1,7 @@
 # The commands of this repository. Everything runs in .venv, which the first command makes.
-# Another interpreter: make install PYTHON=python3.11
+# Another interpreter: make venv PYTHON=python3.11
 # Without a GPU, torch's CPU build saves 3 GB of download:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make venv
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,13 +16,13 @@ IN_VENV := VIRTUAL_ENV="$(VENV)" PATH="$(VENV)/bin:$$PATH"
 PYTEST := $(IN_VENV) python -m pytest
 SHELL_SCRIPTS = $$(git ls-files '*.sh' .ci/run)
 
-.PHONY: help install demo test test-slow test-all recipes lint format doctor \
+.PHONY: help venv demo test test-slow test-all recipes lint format doctor \
 	clean clean-recipes distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
-install: $(INSTALLED) ## make .venv with the package and all that the other commands need
+venv: $(INSTALLED) ## make .venv with the package and all that the other commands need
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt tools/make_venv.sh
 	@tools/make_venv.sh "$(VENV)" $(PYTHON)

@@ -85,9 +85,7 @@ setup(
     name="espnet2_sepx",
     version=version(),
     description="Efficient speech separation for ESPnet2's enh task",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
-    if (ROOT / "README.md").is_file()
-    else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -95,7 +93,7 @@ setup(
     # writes an import hook of its own that adds 10 ms to every start of the interpreter.
     package_dir={"": "."},
     packages=find_packages(include=["espnet2_sepx", "espnet2_sepx.*"]),
-    package_data={"espnet2_sepx": ["**/*.html", "**/*.css", "**/*.js"]},
+    package_data={"espnet2_sepx.report": ["*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "espnet>=202511",

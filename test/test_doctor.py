@@ -49,7 +49,7 @@ def test_a_missing_core_package_is_a_failure(installed, capsys):
     status, found = findings(capsys)
     assert status == 1
     assert found["Packages/torchaudio"]["status"] == "FAIL"
-    assert found["Packages/torchaudio"]["remedy"].startswith("make install")
+    assert found["Packages/torchaudio"]["remedy"].startswith("make venv")
     assert doctor.main([]) == 1
     assert "1 to mend (FAIL)" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@
 #   tools/make_venv.sh VENV_DIR [PYTHON]
 #
 # PYTHON: interpreter (default: the first of python3, python3.12, python3.11, python3.10 that fits).
-# Needs no root. Safe to repeat, and to start again after a kill. Called by `make install`.
+# Needs no root. Safe to repeat, and to start again after a kill. Called by `make venv`.
 set -euo pipefail
 
 die() {
@@ -29,7 +29,7 @@ else
             break
         fi
     done
-    [ -n "${python}" ] || die "no Python 3.10 to 3.12 on PATH ($(python3 -V 2>&1 || true)); install one, or say where it is: make install PYTHON=/path/to/python3.11"
+    [ -n "${python}" ] || die "no Python 3.10 to 3.12 on PATH ($(python3 -V 2>&1 || true)); install one, or say where it is: make venv PYTHON=/path/to/python3.11"
 fi
 
 # pyworld (required by ESPnet) and pesq have no wheels.

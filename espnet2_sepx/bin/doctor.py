@@ -36,7 +36,7 @@ EXTRAS = {
     "recipes": "all of these: whatever stages 1 to 9 of a recipe can use",
     "test": "make test",
     "lint": "make lint",
-    "dev": "all of these, as `make install` does",
+    "dev": "all of these, as `make venv` does",
 }
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
@@ -111,7 +111,7 @@ def print_findings(findings: list[Finding]) -> None:
 def check_python() -> Iterator[Finding]:
     version = platform.python_version()
     lowest, highest = (".".join(map(str, bound)) for bound in SUPPORTED_PYTHONS)
-    remedy = f"tested are {lowest} to {highest}: make install PYTHON=python{highest}"
+    remedy = f"tested are {lowest} to {highest}: make venv PYTHON=python{highest}"
     status = OK
     if sys.version_info[:2] < SUPPORTED_PYTHONS[0]:
         status = FAIL
@@ -123,7 +123,7 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """The core dependencies as our own metadata lists them."""
-    section, remedy = "Packages", "make install, or pip install -e . in the repository"
+    section, remedy = "Packages", "make venv, or pip install -e . in the repository"
     version = installed_version(PACKAGE)
     folder = os.path.dirname(_hook.__file__)
     if version is None:
@@ -199,7 +199,7 @@ def check_hook() -> Iterator[Finding]:
         remedy = f"unset {_hook.DISABLE_VARIABLE}, or call espnet2_sepx.register() yourself"
     elif not _hook.is_installed():
         status, detail = FAIL, "missing: stock ESPnet commands do not know our names"
-        remedy = "make install, or call espnet2_sepx.register() yourself"
+        remedy = "make venv, or call espnet2_sepx.register() yourself"
     else:
         status, detail, remedy = OK, "active at interpreter start", ""
     yield Finding("Registration", "start-up hook", status, detail, remedy)
