@@ -8,9 +8,11 @@ is in ``provenance``.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from espnet2_sepx.layers import kernels
 from espnet2_sepx.profiling.provenance import Kind, Provenance
 from espnet2_sepx.profiling.rules import (
     CREATIONS,
@@ -77,17 +80,31 @@ def count_macs(model: nn.Module, run: Callable[[], Any]) -> Count:
     model.train()
     model.eval()
     counter = _Counter(model)
-    # The fused encoder layer would hide its products in one operator.
+    with _plain_kernels(), torch.no_grad(), counter:
+        run()
+        counter.count = Count()
+        run()
+    model.eval()  # what was kept now suits plain kernels only
+    return counter.count
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Count the model, not the machine: without kernels that hide products or add some.
+
+    PyTorch's fused encoder layer is one operator; our oneDNN route pads its operands.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
+    onednn = os.environ.get(kernels.ONEDNN_VARIABLE, "1")
     torch.backends.mha.set_fastpath_enabled(False)
+    os.environ[kernels.ONEDNN_VARIABLE] = "0"
+    kernels.onednn_linear.cache_clear()
     try:
-        with torch.no_grad(), counter:
-            run()
-            counter.count = Count()
-            run()
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.count
+        os.environ[kernels.ONEDNN_VARIABLE] = onednn
+        kernels.onednn_linear.cache_clear()
 
 
 class _Counter(TorchDispatchMode):
