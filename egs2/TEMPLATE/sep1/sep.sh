@@ -75,6 +75,8 @@ esac
 [[ "${stage}" =~ ^[1-9]$ && "${stop_stage}" =~ ^[1-9]$ ]] ||
     die "--stage '${stage}' --stop_stage '${stop_stage}': expected numbers from 1 to 9"
 [[ "${ngpu}" =~ ^[0-9]+$ ]] || die "--ngpu '${ngpu}': expected a number"
+[[ "${dynamic_mixing}" =~ ^(true|false)?$ ]] ||
+    die "--dynamic_mixing '${dynamic_mixing}': expected true or false"
 [ -n "${corpus}" ] || die "--corpus is empty; start a recipe's run.sh, for example egs2/mini/tf_moe/run.sh"
 [ -f "${enh_config}" ] || die "--enh_config '${enh_config}': no such file; the recipe's are conf/train_*.yaml"
 "${python}" -c 'import espnet2_sepx, importlib.util as u, sys; sys.exit(u.find_spec("espnet2") is None)' \
