@@ -230,7 +230,8 @@ class Router:
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"{model_file.name}: does not load with {config.name} ({reason[0]}); train again (stage 3)"
+                f"{model_file.name}: does not load with {config.name} ({reason[0]}); "
+                "train again (stage 3)"
             ) from error
         self.separator: Any = self._separate.enh_model.separator
         self.separator.record_routing = True
