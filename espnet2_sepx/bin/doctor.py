@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 from espnet2_sepx import _hook
 from espnet2_sepx.errors import run_cli
@@ -264,7 +265,7 @@ def check_torch() -> Iterator[Finding]:
         yield Finding(section, name, status, detail)
 
 
-def gpu(torch) -> tuple[str, str]:
+def gpu(torch: ModuleType) -> tuple[str, str]:
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         return OK, ", ".join(torch.cuda.get_device_name(device) for device in devices)
@@ -273,22 +274,22 @@ def gpu(torch) -> tuple[str, str]:
     return NOTE, "not used: torch sees no CUDA device (no card, or no driver: see nvidia-smi)"
 
 
-def onednn(torch) -> tuple[str, str]:
+def onednn(torch: ModuleType) -> tuple[str, str]:
     if torch.backends.mkldnn.is_available():
         return OK, "convolutions and linear layers on the CPU use it"
     return NOTE, "not used: this torch is built without it; the CPU will be slow"
 
 
-def fused_attention(torch) -> tuple[str, str]:
+def fused_attention(torch: ModuleType) -> tuple[str, str]:
     where = "GPU" if torch.cuda.is_available() else "CPU"
     return OK, f"torch's scaled_dot_product_attention on the {where}"
 
 
-def flash_attn(torch) -> tuple[str, str]:
+def flash_attn(torch: ModuleType) -> tuple[str, str]:
     return OK, "not needed by any of our models; ESPnet's message that it is missing is harmless"
 
 
-KERNELS: dict[str, Callable[..., tuple[str, str]]] = {
+KERNELS: dict[str, Callable[[ModuleType], tuple[str, str]]] = {
     "GPU": gpu,
     "oneDNN": onednn,
     "fused attention": fused_attention,
