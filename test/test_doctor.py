@@ -89,6 +89,16 @@ def test_a_missing_hook_is_a_failure_and_a_disabled_one_a_note(installed, capsys
     assert "ESPNET2_SEPX_DISABLE" in found["Registration/start-up hook"]["remedy"]
 
 
+def test_a_kernel_that_is_not_used_says_why(installed, capsys, monkeypatch):
+    from espnet2_sepx.layers import kernels
+
+    monkeypatch.setattr(kernels, "onednn_linear", lambda: (None, "switched off by X=0"))
+    status, found = findings(capsys)
+    assert status == 0
+    assert found["Computation/oneDNN products"]["status"] == "note"
+    assert found["Computation/oneDNN products"]["detail"] == "not used: switched off by X=0"
+
+
 def test_names_that_espnet_lacks_are_told():
     present = {f"{row.choices}:{row.name}" for row in TABLE}
     assert doctor.names_finding("here", present).status == "ok"

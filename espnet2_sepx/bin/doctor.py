@@ -275,9 +275,10 @@ def gpu(torch: ModuleType) -> tuple[str, str]:
 
 
 def onednn(torch: ModuleType) -> tuple[str, str]:
-    if torch.backends.mkldnn.is_available():
-        return OK, "convolutions and linear layers on the CPU use it"
-    return NOTE, "not used: this torch is built without it; the CPU will be slow"
+    from espnet2_sepx.layers.kernels import onednn_linear
+
+    operator, reason = onednn_linear()
+    return (NOTE, f"not used: {reason}") if operator is None else (OK, reason)
 
 
 def fused_attention(torch: ModuleType) -> tuple[str, str]:
@@ -291,7 +292,7 @@ def flash_attn(torch: ModuleType) -> tuple[str, str]:
 
 KERNELS: dict[str, Callable[[ModuleType], tuple[str, str]]] = {
     "GPU": gpu,
-    "oneDNN": onednn,
+    "oneDNN products": onednn,
     "fused attention": fused_attention,
     "flash_attn": flash_attn,
 }
