@@ -71,6 +71,7 @@ class RelativeAttention(EvalCache):
         """x += attention(norm(x)) in place, outside of any graph; a piece never leaves the cache."""
         sequences, lengths = self._sequences(x, padding)
         weights = self.cached("weights", self._scaled_weights)
+        scratch = _scratch(x, self.num_heads, max(lengths))
         for item, n in enumerate(lengths):
             extended = self.cached(f"table {n}", lambda n=n: _extended_table(self.rel_pos, n))
             for piece in _pieces(sequences.shape[2], self.num_heads * n * n, x.device):
@@ -81,7 +82,7 @@ class RelativeAttention(EvalCache):
                     matmul_t(tokens, weight).view(n, -1, self.head_dim)
                     for tokens, weight in zip((forward, backward, backward), weights, strict=True)
                 )
-                y = _attend(q, k, v, extended)[0].view(forward.shape[0], -1)
+                y = _attend(q, k, v, extended, scratch)[0].view(forward.shape[0], -1)
                 target += matmul_t(y, self.out.weight, self.out.bias).view(target.shape)
 
     def _sequences(self, x: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -112,10 +113,11 @@ class _RelativeAttention(torch.autograd.Function):
         ragged = min(lengths) < full
         out = (qkv.new_zeros if ragged else qkv.new_empty)(outer, full, inner, heads, dim)
         normaliser = qkv.new_empty(outer, full, inner, heads, dtype=dtype)
+        scratch = _scratch(normaliser, heads, max(lengths))
         for item, n in enumerate(lengths):
             extended = _extended_table(table.to(dtype), n)
             for piece in _pieces(inner, heads * n * n, qkv.device):
-                y, lse = _attend(*_split(qkv[item, :n, piece], dtype), extended)
+                y, lse = _attend(*_split(qkv[item, :n, piece], dtype), extended, scratch)
                 out[item, :n, piece] = y.view(n, -1, heads, dim)
                 normaliser[item, :n, piece] = lse.view(n, -1, heads)
         ctx.save_for_backward(qkv, table, out, normaliser)
@@ -130,6 +132,7 @@ class _RelativeAttention(torch.autograd.Function):
         dtype = normaliser.dtype
         d_qkv = torch.zeros_like(qkv)
         d_table = torch.zeros_like(table, dtype=dtype)
+        scratch = _scratch(normaliser, heads, max(ctx.lengths))
         for item, n in enumerate(ctx.lengths):
             extended = _extended_table(table.to(dtype), n)
             d_extended = torch.zeros_like(extended)
@@ -147,6 +150,7 @@ class _RelativeAttention(torch.autograd.Function):
                         d_out.reshape(d_out.shape[0], -1, dim),
                         dot,
                         d_relative,
+                        scratch,
                     )
                     target = d_qkv[part]
                     target[block, :, 0] = d_q.view(target[block, :, 0].shape)
@@ -188,9 +192,16 @@ def _relative(extended: Tensor, queries: slice, n: int) -> Tensor:
     return extended.as_strided((count, n, dim), (dim, dim, 1), queries.start * dim)
 
 
-def _scores(q: Tensor, k: Tensor, relative: Tensor) -> Tensor:
+def _scratch(x: Tensor, heads: int, n: int) -> Tensor:
+    """Memory for the scores of any piece and block, taken once: fresh pages are not free."""
+    limit = PIECE_SCORES.get(x.device.type, PIECE_SCORES["cuda"])
+    return x.new_empty(max(limit, heads * n))
+
+
+def _scores(q: Tensor, k: Tensor, relative: Tensor, scratch: Tensor) -> Tensor:
     """q_i . k_j + q_i . r_(i-j) as (b, r, n), from ``q (b, r, d)``, ``k (n, r, d)``."""
-    scores = torch.bmm(q, relative.transpose(1, 2))
+    scores = scratch[: q.shape[0] * q.shape[1] * k.shape[0]].view(*q.shape[:2], -1)
+    torch.bmm(q, relative.transpose(1, 2), out=scores)
     by_row = scores.transpose(0, 1)  # (r, b, n)
     q, k_t = q.transpose(0, 1), k.permute(1, 2, 0)
     if k.shape[0] < SHORT:
@@ -200,13 +211,15 @@ def _scores(q: Tensor, k: Tensor, relative: Tensor) -> Tensor:
     return scores
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, extended: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, extended: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
     """Outputs ``(n, r, d)`` and log2 of the softmax denominators ``(n, r)``; inputs (n, r, d)."""
     n, rows, _ = q.shape
     out = torch.empty_like(q)
     normaliser = q.new_empty(n, rows)
     for block in _pieces(n, rows * n, q.device):
-        scores = _scores(q[block], k, _relative(extended, block, n))
+        scores = _scores(q[block], k, _relative(extended, block, n), scratch)
         top = scores.amax(-1, keepdim=True)
         weights = scores.sub_(top).exp2_()
         total = weights.sum(-1, keepdim=True)
@@ -229,13 +242,14 @@ def _attend_backward(
     d_out: Tensor,
     dot: Tensor,
     d_relative: Tensor,
+    scratch: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One block of queries: gradients of its q, and its part of those of k and v, by unscaled
     projections in their own order; adds to ``d_relative``, log2(e) times too much.
 
     With weights p and scores s in natural units: d_s = p (d_out . v - dot), dot = d_out . out.
     """
-    p = _scores(q[block], k, relative).sub_(normaliser[:, :, None]).exp2_()  # (b, r, n)
+    p = _scores(q[block], k, relative, scratch).sub_(normaliser[:, :, None]).exp2_()  # (b, r, n)
     d_out = d_out.transpose(0, 1)  # (r, b, d)
     d_v = torch.bmm(p.permute(1, 2, 0), d_out).transpose(0, 1)
     d_p = torch.bmm(d_out, v.permute(1, 2, 0)).sub_(dot.t()[:, :, None])

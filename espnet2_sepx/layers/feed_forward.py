@@ -18,6 +18,7 @@ from espnet2_sepx.layers.kernels import (
     compute_dtype,
     matmul_t,
     pieces,
+    round_rows,
     weight_gradient,
     without_autocast,
 )
@@ -57,8 +58,8 @@ class FeedForward(nn.Module):
 def expert_forward(x: Tensor, weights: Stacked, expert: int) -> Tensor:
     """One expert on ``(n, N)``, outside of any graph."""
     w1, b1, w2, b2 = weights
-    hidden = F.silu(matmul_t(x, w1[expert], b1[expert]), inplace=True)
-    return matmul_t(hidden, w2[expert], b2[expert])
+    hidden = F.silu(matmul_t(round_rows(x), w1[expert], b1[expert]), inplace=True)
+    return matmul_t(hidden, w2[expert], b2[expert])[: x.shape[0]]
 
 
 def expert_pieces(counts: list[int], device: torch.device) -> Iterator[tuple[int, slice]]:
@@ -93,12 +94,12 @@ class _Experts(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_w1, d_b1, d_w2, d_b2 = (torch.zeros_like(w) for w in (w1, b1, w2, b2))
         for expert, piece in expert_pieces(ctx.counts, x.device):
-            g, tokens = grad[piece], x[piece]
+            g, tokens = round_rows(grad[piece]), round_rows(x[piece])
             before = matmul_t(tokens, w1[expert], b1[expert])
             d_w2[expert] += weight_gradient(g, F.silu(before))
             d_b2[expert] += g.sum(0)
             d_before = torch.ops.aten.silu_backward(matmul_t(g, w2[expert].t()), before)
             d_w1[expert] += weight_gradient(d_before, tokens)
             d_b1[expert] += d_before.sum(0)
-            d_x[piece] = matmul_t(d_before, w1[expert].t())
+            d_x[piece] = matmul_t(d_before, w1[expert].t())[: piece.stop - piece.start]
         return d_x, None, d_w1, d_b1, d_w2, d_b2

@@ -22,7 +22,10 @@ from torch import Tensor
 Result = TypeVar("Result")
 ONEDNN_VARIABLE = "ESPNET2_SEPX_ONEDNN"
 PIECE_TOKENS = 4096
-"""Tokens per piece on the CPU, so that a hidden layer of about 128 stays in a core's cache."""
+"""Tokens per piece on the CPU, so that a hidden layer of about 128 stays near the cache."""
+ROW_STEP = 128
+"""oneDNN compiles a kernel for every new number of rows, which takes longer than a product; data-
+dependent numbers are therefore rounded up to multiples of this."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,6 +58,21 @@ def matmul_t(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if fast is not None:
             return fast(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def rounded(rows: int, x: Tensor) -> int:
+    """The number of rows to multiply instead of ``rows`` for tensors like ``x``."""
+    return rows + (-rows % ROW_STEP) if _uses_onednn(x) else rows
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """``x (n, I)`` with rows of zeros appended where the number of rows should be rounded up."""
+    missing = rounded(x.shape[0], x) - x.shape[0]
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def _uses_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and onednn_linear()[0] is not None
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet2_sepx.layers.feed_forward import Stacked, run_experts
-from espnet2_sepx.layers.kernels import compute_dtype
+from espnet2_sepx.layers.feed_forward import (
+    Stacked,
+    expert_forward,
+    expert_pieces,
+    run_experts,
+)
+from espnet2_sepx.layers.kernels import ROW_STEP, compute_dtype, pieces, rounded
 from espnet2_sepx.layers.norms import Padding
 
 GATES = ("prob", "straight_through", "normalised")
@@ -62,20 +68,30 @@ class Assignment:
         bounds = torch.searchsorted(cell, ends).tolist()
         return Assignment(cell, cell % tokens, [b - a for a, b in pairwise(bounds)], 1)
 
-    @property
+    @cached_property
     def inverse(self) -> Tensor:
-        """Position of each slot in the order of experts."""
+        """Position of each slot in the order of experts ``(m,)``."""
         index = torch.arange(self.order.shape[0], device=self.order.device)
         return torch.empty_like(self.order).scatter_(0, self.order, index)
 
-    def by_token(self, inverse: Tensor) -> Tensor:
-        """Cell of each slot in token order, ``(m,)``."""
-        return self.cell.index_select(0, inverse)
+    def tokens(self) -> Tensor:
+        """Token of each slot in the order of experts ``(m,)``."""
+        return self.order if self.choices == 1 else self.order // self.choices
+
+    def expert_of_slots(self) -> Tensor:
+        """Expert of each slot in the order of experts ``(m,)``."""
+        experts = torch.arange(len(self.counts), device=self.order.device)
+        counts = torch.tensor(self.counts, device=self.order.device)
+        return experts.repeat_interleave(counts, output_size=self.order.shape[0])
+
+    def by_token(self) -> Tensor:
+        """Cell of each slot in the order of tokens ``(m,)``."""
+        return self.cell.index_select(0, self.inverse)
 
     def experts(self) -> Tensor:
         """Chosen experts ``(n, J)``."""
-        tokens = self.order.shape[0] // self.choices
-        return (self.by_token(self.inverse) // tokens).view(tokens, self.choices)
+        num_tokens = self.order.shape[0] // self.choices
+        return (self.by_token() // num_tokens).view(num_tokens, self.choices)
 
 
 @dataclass
@@ -182,6 +198,37 @@ class MoEFeedForward(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> tuple[Tensor, RoutingStats]:
         tokens = x.reshape(-1, x.shape[-1])
+        assignment, gate, stats = self._route(tokens, x.shape[:3], padding)
+        dtype = compute_dtype(x)
+        y = sorted_experts(tokens.to(dtype), assignment, gate.to(dtype), self._weights(dtype))
+        return y.view(x.shape), stats
+
+    def add_to(
+        self, x: Tensor, norm: nn.LayerNorm, factor: float, padding: Padding | None
+    ) -> RoutingStats:
+        """x += factor * experts(norm(x)) in place, outside of any graph."""
+        target = x.view(-1, x.shape[-1])
+        tokens = norm(target)
+        assignment, gate, stats = self._route(tokens, x.shape[:3], padding)
+        gate = gate.to(x.dtype).view(-1, 1).index_select(0, assignment.order) * factor
+        token, weights = assignment.tokens(), self._weights(x.dtype)
+        y = x.new_empty(token.shape[0], x.shape[-1])
+        token = F.pad(token, (0, ROW_STEP))  # rounded pieces read on behind their end
+        for expert, piece in expert_pieces(assignment.counts, x.device):
+            count = piece.stop - piece.start
+            rows = token[piece.start : piece.start + rounded(count, x)]
+            output = expert_forward(tokens.index_select(0, rows), weights, expert)
+            torch.mul(output[:count], gate[piece], out=y[piece])
+        by_token = assignment.inverse.view(-1, self.top_k)
+        for piece in pieces(0, target.shape[0], x.device):
+            for slot in by_token[piece].unbind(1):
+                target[piece] += y.index_select(0, slot)
+        return stats
+
+    def _route(
+        self, tokens: Tensor, cells: torch.Size, padding: Padding | None
+    ) -> tuple[Assignment, Tensor, RoutingStats]:
+        """Who computes what, with which weight ``(n, J)``, and the figures of it."""
         prob = self._probabilities(tokens)
         with torch.no_grad():
             if self.top_k == 1:
@@ -189,15 +236,13 @@ class MoEFeedForward(nn.Module):
             else:
                 best = prob.topk(self.top_k, 0).indices
                 assignment = Assignment.from_experts(best.t(), prob.shape[0])
-        inverse = assignment.inverse
-        chosen = prob.flatten().index_select(0, assignment.by_token(inverse)).view(-1, self.top_k)
-        dtype = compute_dtype(x)
+        chosen = prob.flatten().index_select(0, assignment.by_token()).view(-1, self.top_k)
+        stats = self._stats(prob, chosen.detach(), assignment, cells, padding)
+        return assignment, self._gate_weight(chosen), stats
+
+    def _weights(self, dtype: torch.dtype) -> Stacked:
         w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
-        weights = (w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype))
-        gate = self._gate_weight(chosen).to(dtype)
-        y = sorted_experts(tokens.to(dtype), assignment, gate, weights)
-        stats = self._stats(prob, chosen.detach(), assignment, x.shape[:3], padding)
-        return y.view(x.shape), stats
+        return w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype)
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
         """softmax(W_g x), ``(E, n)``, in at least float32.
@@ -233,9 +278,9 @@ class MoEFeedForward(nn.Module):
         dims = self._row_dims()
         shape = [1 if dim in dims else size for dim, size in enumerate(cells)]
         rows = math.prod(shape)
+        token = assignment.tokens()
         row = torch.arange(rows, device=prob.device).view(shape).expand(cells).flatten()
-        expert_row = torch.div(assignment.cell, num_tokens, rounding_mode="floor") * rows
-        expert_row += row.index_select(0, assignment.cell % num_tokens)
+        expert_row = assignment.expert_of_slots() * rows + row.index_select(0, token)
         p = prob.view(num_experts, *cells)
         if padding is None:
             picked = torch.bincount(expert_row, minlength=num_experts * rows).to(prob.dtype)
@@ -245,9 +290,7 @@ class MoEFeedForward(nn.Module):
             valid = padding.like(p[0]).expand(cells)
             p = p * valid
             weight = valid.flatten()
-            picked = torch.bincount(
-                expert_row, weight[assignment.cell % num_tokens], num_experts * rows
-            ).to(prob.dtype)
+            picked = torch.bincount(expert_row, weight[token], num_experts * rows).to(prob.dtype)
             count = valid.sum(dims).flatten()
             top = (chosen[:, 0] * weight).sum() / weight.sum()
         picked = picked.view(num_experts, rows)
@@ -281,10 +324,10 @@ def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Sta
     Returns:
         sum_j gate_j expert_j(x), ``(n, N)``.
     """
-    inverse = assignment.inverse
+    order, inverse = assignment.order, assignment.inverse
     slots = x if assignment.choices == 1 else x.repeat_interleave(assignment.choices, 0)
-    y = _Permute.apply(slots, assignment.order, inverse)
-    y = _Permute.apply(run_experts(y, assignment.counts, weights), inverse, assignment.order)
+    y = _Permute.apply(slots, order, inverse)
+    y = _Permute.apply(run_experts(y, assignment.counts, weights), inverse, order)
     if assignment.choices == 1:
         return y * gate
     return (y.view(*gate.shape, -1) * gate[:, :, None]).sum(1)
