@@ -67,6 +67,10 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Pauses between words, in 10 ms. Without them two generated voices overlap all the time; with them
+# a mixture overlaps as much as one of recorded read speech (70 % of the time speech is heard).
+_GAPS = (2, 20)
+
 # Ranges of espeak's pitch (50 is the variant's own, 70 is 3.3 semitones up) and of the warp.
 _NATURAL = ((35, 66), (0.92, 1.08))
 _RAISED = ((62, 92), (1.10, 1.20))  # a low variant made into a shorter vocal tract
@@ -133,7 +137,7 @@ def draw_utterance(speaker: Speaker, rng: np.random.Generator) -> Utterance:
         voice=speaker.voice,
         pitch=speaker.pitch + int(rng.integers(-3, 4)),
         rate=round(rng.integers(145, 206) / speaker.warp),
-        gap=int(rng.integers(0, 4)),
+        gap=int(rng.integers(*_GAPS)),
         warp=speaker.warp,
         text=draw_sentence(rng),
     )

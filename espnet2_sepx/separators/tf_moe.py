@@ -225,9 +225,15 @@ def _restore(x: Tensor, kind: object) -> Tensor:
 
 
 def _level(spectrum: Tensor, ilens: Tensor) -> Tensor:
-    """Root mean square over valid frames (padded ones are zero), (B, 1, 1, 1); 0 for silence."""
-    cells = ilens.to(spectrum) * spectrum.shape[2]
-    power = spectrum.square().sum((1, 2, 3)) / cells
+    """Standard deviation of the waveform behind a spectrum, (B, 1, 1, 1); 0 for silence.
+
+    A frame of F bins holds n_fft = 2 (F - 1) samples under a Hann window, whose squares add up to
+    3/8 n_fft; so much above the waveform's power lies that of a bin (Parseval). Only valid frames
+    count (padded ones are zero). The scale matters: masks are relative to the input, residuals are
+    not, and ten times smaller an input makes training start on residuals alone.
+    """
+    frames, bins = ilens.to(spectrum), spectrum.shape[2]
+    power = spectrum.square().sum((1, 2, 3)) / (frames * bins * 0.75 * max(bins - 1, 1))
     return power.clamp_min(torch.finfo(power.dtype).tiny).sqrt().mul(power > 0).view(-1, 1, 1, 1)
 
 

@@ -81,8 +81,9 @@ esac
 [ -f "${enh_config}" ] || die "--enh_config '${enh_config}': no such file; the recipe's are conf/train_*.yaml"
 "${python}" -c 'import espnet2_sepx, importlib.util as u, sys; sys.exit(u.find_spec("espnet2") is None)' \
     2>/dev/null || die "${python} does not find espnet2_sepx and espnet; run 'make venv' in the repository, or see python -m espnet2_sepx.bin.doctor"
-nj=${nj:-$(nproc)}
-train_threads=${train_threads:-$(nproc)}
+processors=$(env -u OMP_NUM_THREADS nproc) # nproc obeys that variable
+nj=${nj:-${processors}}
+train_threads=${train_threads:-${processors}}
 
 if [ -z "${data_tag}" ]; then
     data_tag="${corpus}_${fs}"
