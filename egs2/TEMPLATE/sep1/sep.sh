@@ -79,6 +79,9 @@ esac
     die "--dynamic_mixing '${dynamic_mixing}': expected true or false"
 [ -n "${corpus}" ] || die "--corpus is empty; start a recipe's run.sh, for example egs2/mini/tf_moe/run.sh"
 [ -f "${enh_config}" ] || die "--enh_config '${enh_config}': no such file; the recipe's are conf/train_*.yaml"
+config_rate=$(sed -n 's/^ *sample_rate: *\([0-9]*\).*/\1/p' "${enh_config}" | head -n 1)
+[ "${config_rate:-${sample_rate}}" = "${sample_rate}" ] ||
+    die "${enh_config} is for ${config_rate} Hz; give a configuration for --fs ${fs}, or another --fs"
 "${python}" -c 'import espnet2_sepx, importlib.util as u, sys; sys.exit(u.find_spec("espnet2") is None)' \
     2>/dev/null || die "${python} does not find espnet2_sepx and espnet; run 'make venv' in the repository, or see python -m espnet2_sepx.bin.doctor"
 processors=$(env -u OMP_NUM_THREADS nproc) # nproc obeys that variable
