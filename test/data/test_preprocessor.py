@@ -33,8 +33,10 @@ def sources(tmp_path):
     for speaker in range(4):
         for take in range(2):
             name, length = f"s{speaker}u{take}", 4000 + 3000 * take
-            tone = 0.1 * (speaker + 1) * np.sin(
-                2 * np.pi * 200 * (speaker + 1) * np.arange(length) / RATE
+            tone = (
+                0.1
+                * (speaker + 1)
+                * np.sin(2 * np.pi * 200 * (speaker + 1) * np.arange(length) / RATE)
             )
             soundfile.write(tmp_path / f"{name}.wav", tone, RATE)
             scp.append(f"{name} {tmp_path / name}.wav\n")
@@ -68,7 +70,7 @@ def test_every_start_can_be_drawn_and_short_utterances_stay_whole():
     np.random.seed(0)
     preprocess = SeparationPreprocessor(True, sample_rate=RATE, segment_s=0.25)
     ramp = np.arange(2002, dtype=np.float32)
-    data = {name: ramp for name in ("speech_mix", "speech_ref1", "speech_ref2")}
+    data = dict.fromkeys(("speech_mix", "speech_ref1", "speech_ref2"), ramp)
     starts = {int(preprocess("utt", data)["speech_mix"][0]) for _ in range(50)}
     assert starts == {0, 1, 2}
     short = example(1500)
