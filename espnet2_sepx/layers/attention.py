@@ -2,16 +2,16 @@
 
 score(i, j) = (q_i . k_j + q_i . r_clip(i-j)) / sqrt(d), one table r per layer, shared by the heads.
 
-* Keys and values are reversed in time (softmax does not mind): with j' = n-1-j the relative vector of
-  query i and key j' is row i + j' of an extended table, so the n x n vectors are an overlapping *view*
-  of 2n-1 rows. Nothing is gathered; their products with the queries are one batched product over i.
+* Keys and values are reversed in time (softmax does not mind): with j' = n-1-j the relative vector
+  of query i and key j' is row i + j' of an extended table, so the n x n vectors are an overlapping
+  *view* of 2n-1 rows. Nothing is gathered; one product, batched over i, meets the queries.
 * Rows are worked off in pieces whose scores stay near the processor's cache, long sequences also in
   blocks of queries, so memory grows with n, not with n squared. Backward computes the scores anew.
 * Scores count in units of log2 (the factor is in the scaled queries): exp2 is several times faster
   than exp on a CPU. All of it runs in at least float32.
 
-Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, r rows of a
-piece times heads, b queries of a block.
+Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, O outer and
+I inner rows, c rows of a piece, r = c H, b queries of a block.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet2_sepx.layers.cache import EvalCache
-from espnet2_sepx.layers.kernels import linear, matmul_t, without_autocast
+from espnet2_sepx.layers.kernels import LOG2_E, linear, matmul_t, without_autocast
 from espnet2_sepx.layers.norms import Padding
 
 PIECE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 """Scores (rows x heads x queries x keys) held at a time: about a core's cache, or plenty."""
 SHORT = 128
 """Below this length, products are fastest into contiguous memory, followed by a strided sum."""
-LOG2_E = math.log2(math.e)
 
 
 class RelativeAttention(EvalCache):
@@ -68,7 +67,7 @@ class RelativeAttention(EvalCache):
         return linear(y.reshape(*x.shape[:3], -1), self.out.weight, self.out.bias)
 
     def add_to(self, x: Tensor, norm: nn.LayerNorm, padding: Padding | None) -> None:
-        """x += attention(norm(x)) in place, outside of any graph; a piece never leaves the cache."""
+        """x += attention(norm(x)) in place, outside of any graph; in pieces."""
         sequences, lengths = self._sequences(x, padding)
         weights = self.cached("weights", self._scaled_weights)
         scratch = _scratch(x, self.num_heads, max(lengths))

@@ -16,8 +16,9 @@ from espnet2_sepx.layers.attention import RelativeAttention
 from espnet2_sepx.layers.cache import EvalCache
 from espnet2_sepx.layers.feed_forward import FeedForward
 from espnet2_sepx.layers.kernels import linear, matmul_t, pieces
-from espnet2_sepx.layers.moe import MoEFeedForward, RoutingStats
+from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.norms import MaskedBatchNorm, Padding
+from espnet2_sepx.layers.routing import RoutingStats
 
 
 class ConvModule(EvalCache):
@@ -80,7 +81,8 @@ class ConvModule(EvalCache):
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Depthwise weights and bias that include the batch norm's running statistics."""
         norm = self.norm
-        assert norm.running_var is not None and norm.running_mean is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = (self.depthwise.bias - norm.running_mean) * scale + norm.bias
         return self.depthwise.weight * scale[:, None, None], bias

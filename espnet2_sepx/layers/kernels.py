@@ -1,9 +1,9 @@
 """Products that a CPU runs faster than by PyTorch's default route.
 
-PyTorch multiplies float32 matrices by MKL, which leaves much of a non-Intel processor unused; oneDNN,
-built into the same wheel, does not (2 times faster for our shapes on an AMD Zen 5, equal on Intel). The
-operator is PyTorch's own, used by its compiler, but not documented; so it is looked up once, tried, and
-left alone if anything differs. ``ESPNET2_SEPX_ONEDNN=0`` in the environment leaves it alone, too.
+PyTorch multiplies float32 matrices by MKL, which leaves much of a non-Intel processor unused;
+oneDNN, built into the same wheel, does not (twice as fast for our shapes on an AMD Zen 5). The
+operator is PyTorch's own, used by its compiler, but not documented; so it is looked up once, tried,
+and left alone if anything differs. ``ESPNET2_SEPX_ONEDNN=0`` in the environment switches it off.
 
 Legend: n rows (tokens), I and O input and output widths.
 """
@@ -11,6 +11,7 @@ Legend: n rows (tokens), I and O input and output widths.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,9 +22,10 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 ONEDNN_VARIABLE = "ESPNET2_SEPX_ONEDNN"
+LOG2_E = math.log2(math.e)
 PIECE_TOKENS = 4096
 """Tokens per piece on the CPU, so that a hidden layer of about 128 stays near the cache."""
-ROW_STEP = 128
+ROW_STEP = 64
 """oneDNN compiles a kernel for every new number of rows, which takes longer than a product; data-
 dependent numbers are therefore rounded up to multiples of this."""
 

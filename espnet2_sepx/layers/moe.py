@@ -1,15 +1,12 @@
 """Sparse mixture-of-experts feed-forward (TF-MoE, section 2.2, eqs. 2-4).
 
-Legend: B batch, T frames, K bands, N channels, H hidden width, E experts, J chosen experts, n tokens
-(time-frequency cells), m = n J slots (one chosen expert of one token), R rows of a balance set.
+Legend: B batch, T frames, K bands, N channels, H hidden width, E experts, J chosen experts, n
+tokens (time-frequency cells), m = n J slots (one chosen expert of one token).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,125 +18,34 @@ from espnet2_sepx.layers.feed_forward import (
     expert_pieces,
     run_experts,
 )
-from espnet2_sepx.layers.kernels import ROW_STEP, compute_dtype, pieces, rounded
+from espnet2_sepx.layers.kernels import (
+    LOG2_E,
+    ROW_STEP,
+    compute_dtype,
+    matmul_t,
+    pieces,
+    rounded,
+)
 from espnet2_sepx.layers.norms import Padding
+from espnet2_sepx.layers.routing import Assignment, RoutingStats, routing_stats
 
 GATES = ("prob", "straight_through", "normalised")
 BALANCE_SCOPES = ("sequence", "batch")
 
 
-@dataclass
-class Assignment:
-    """Which experts the tokens chose, ready for dispatch.
-
-    Slot t J + j is token t's j-th choice; a cell is (expert, token) as expert n + token.
-    """
-
-    cell: Tensor
-    """Cell of each slot in the order of experts ``(m,)``."""
-    order: Tensor
-    """Slots in the order of experts ``(m,)``."""
-    counts: list[int]
-    """Slots per expert."""
-    choices: int
-    """J."""
-
-    @staticmethod
-    def from_experts(expert: Tensor, num_experts: int) -> Assignment:
-        """From chosen experts ``(n, J)``, each token's choices distinct."""
-        tokens, choices = expert.shape
-        slots = expert.reshape(-1)
-        order = torch.argsort(slots, stable=True)
-        counts = torch.bincount(slots, minlength=num_experts).tolist()
-        cell = slots.index_select(0, order) * tokens + order // choices
-        return Assignment(cell, order, counts, choices)
-
-    @staticmethod
-    def top1(prob: Tensor) -> Assignment:
-        """Each token's best expert by ``prob (E, n)``; the lowest index among equals.
-
-        The maxima, read row by row, already come sorted by expert: no sorting, no argmax.
-        """
-        num_experts, tokens = prob.shape
-        cell = (prob == prob.amax(0)).flatten().nonzero().flatten()
-        if cell.shape[0] != tokens:  # equal probabilities
-            return Assignment.from_experts(prob.max(0).indices[:, None], num_experts)
-        ends = torch.arange(num_experts + 1, device=prob.device) * tokens
-        bounds = torch.searchsorted(cell, ends).tolist()
-        return Assignment(cell, cell % tokens, [b - a for a, b in pairwise(bounds)], 1)
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """Position of each slot in the order of experts ``(m,)``."""
-        index = torch.arange(self.order.shape[0], device=self.order.device)
-        return torch.empty_like(self.order).scatter_(0, self.order, index)
-
-    def tokens(self) -> Tensor:
-        """Token of each slot in the order of experts ``(m,)``."""
-        return self.order if self.choices == 1 else self.order // self.choices
-
-    def expert_of_slots(self) -> Tensor:
-        """Expert of each slot in the order of experts ``(m,)``."""
-        experts = torch.arange(len(self.counts), device=self.order.device)
-        counts = torch.tensor(self.counts, device=self.order.device)
-        return experts.repeat_interleave(counts, output_size=self.order.shape[0])
-
-    def by_token(self) -> Tensor:
-        """Cell of each slot in the order of tokens ``(m,)``."""
-        return self.cell.index_select(0, self.inverse)
-
-    def experts(self) -> Tensor:
-        """Chosen experts ``(n, J)``."""
-        num_tokens = self.order.shape[0] // self.choices
-        return (self.by_token() // num_tokens).view(num_tokens, self.choices)
-
-
-@dataclass
-class RoutingStats:
-    """What one mixture layer reports of one forward pass."""
-
-    balance: Tensor
-    """Balance loss, 0-dim, in the graph."""
-    share: Tensor
-    """Share of the chosen slots per expert, ``(E,)``, detached."""
-    top1_prob: Tensor
-    """Mean probability of each valid token's best expert, 0-dim, detached."""
-    assignment: Assignment
-    prob: Tensor
-    """Router probabilities of the chosen experts ``(n, J)``, detached."""
-
-
-@dataclass
-class RoutingRecord:
-    """Routing decisions of one mixture layer, for reports (Fig. 2)."""
-
-    axis: str
-    """"time" (T-module) or "frequency" (F-module)."""
-    block: int
-    """1-based."""
-    ffn: int
-    """1 or 2: which of the module's two feed-forwards."""
-    expert: Tensor
-    """int16 ``(B, T, K, J)``."""
-    prob: Tensor
-    """float32 ``(B, T, K, J)``."""
-    valid: Tensor
-    """bool ``(B, T)``."""
-
-
 class MoEFeedForward(nn.Module):
-    """Each token passes through its J best of E feed-forwards; ``num_experts=1`` is the dense layer.
+    """Each token passes through its J best of E feed-forwards; ``num_experts=1`` is dense.
 
     J = 1 weights the expert by ``gate``:
 
     * ``prob``: its probability p; the router learns from the task through an exact gradient.
-    * ``straight_through``: p / stopgrad(p), which is 1 forward (the paper's literal normalised weight)
-      and has the gradient of log p.
+    * ``straight_through``: p / stopgrad(p), which is 1 forward (the paper's literal normalised
+      weight) and has the gradient of log p.
     * ``normalised``: exactly 1; the router then learns from the balance loss alone.
 
     J > 1 weights each chosen expert by p over the sum of the chosen p (eq. 3), for every gate.
 
-    Experts are stored stacked: the parameters always get a gradient, even if no token chose an expert.
+    Experts are stored stacked: every parameter gets a gradient, also if an expert has no token.
 
     Shape: ``(B, T, K, N) -> (B, T, K, N)``.
 
@@ -209,30 +115,38 @@ class MoEFeedForward(nn.Module):
         """x += factor * experts(norm(x)) in place, outside of any graph."""
         target = x.view(-1, x.shape[-1])
         tokens = norm(target)
-        assignment, gate, stats = self._route(tokens, x.shape[:3], padding)
-        gate = gate.to(x.dtype).view(-1, 1).index_select(0, assignment.order) * factor
+        route = self._route_top1 if self.top_k == 1 else self._route
+        assignment, gate, stats = route(tokens, x.shape[:3], padding)
+        gate = gate.to(x.dtype)
         token, weights = assignment.tokens(), self._weights(x.dtype)
         y = x.new_empty(token.shape[0], x.shape[-1])
         token = F.pad(token, (0, ROW_STEP))  # rounded pieces read on behind their end
         for expert, piece in expert_pieces(assignment.counts, x.device):
             count = piece.stop - piece.start
             rows = token[piece.start : piece.start + rounded(count, x)]
-            output = expert_forward(tokens.index_select(0, rows), weights, expert)
-            torch.mul(output[:count], gate[piece], out=y[piece])
-        by_token = assignment.inverse.view(-1, self.top_k)
+            y[piece] = expert_forward(tokens.index_select(0, rows), weights, expert)[:count]
+        position = assignment.inverse.view(-1, self.top_k)
         for piece in pieces(0, target.shape[0], x.device):
-            for slot in by_token[piece].unbind(1):
-                target[piece] += y.index_select(0, slot)
+            for slot, weight in zip(
+                position[piece].unbind(1), gate[piece].split(1, 1), strict=True
+            ):
+                target[piece].addcmul_(y.index_select(0, slot), weight, value=factor)
         return stats
 
     def _route(
         self, tokens: Tensor, cells: torch.Size, padding: Padding | None
     ) -> tuple[Assignment, Tensor, RoutingStats]:
-        """Who computes what, with which weight ``(n, J)``, and the figures of it."""
-        prob = self._probabilities(tokens)
+        """Who computes what, with which weight ``(n, J)``, and the figures of it.
+
+        Experts come first in (E, n): reductions over axis 0 run several times faster than over a
+        last axis of a few experts. At least float32 (also under autocast).
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            dtype = torch.promote_types(tokens.dtype, torch.float32)
+            prob = torch.softmax(self.router.to(dtype) @ tokens.to(dtype).t(), 0)
         with torch.no_grad():
             if self.top_k == 1:
-                assignment = Assignment.top1(prob)
+                assignment = Assignment.top1(prob.detach(), prob.amax(0))
             else:
                 best = prob.topk(self.top_k, 0).indices
                 assignment = Assignment.from_experts(best.t(), prob.shape[0])
@@ -240,27 +154,19 @@ class MoEFeedForward(nn.Module):
         stats = self._stats(prob, chosen.detach(), assignment, cells, padding)
         return assignment, self._gate_weight(chosen), stats
 
-    def _weights(self, dtype: torch.dtype) -> Stacked:
-        w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
-        return w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype)
-
-    def _probabilities(self, tokens: Tensor) -> Tensor:
-        """softmax(W_g x), ``(E, n)``, in at least float32.
-
-        Experts come first: reductions over axis 0 run several times faster than over a short last one.
-        """
-        with torch.autocast(tokens.device.type, enabled=False):
-            dtype = torch.promote_types(tokens.dtype, torch.float32)
-            return torch.softmax(self.router.to(dtype) @ tokens.to(dtype).t(), 0)
-
-    def _gate_weight(self, chosen: Tensor) -> Tensor:
-        if self.top_k > 1:
-            return chosen / chosen.sum(1, keepdim=True)
-        if self.gate == "prob":
-            return chosen
-        if self.gate == "straight_through":
-            return chosen / chosen.detach()
-        return torch.ones_like(chosen)
+    def _route_top1(
+        self, tokens: Tensor, cells: torch.Size, padding: Padding | None
+    ) -> tuple[Assignment, Tensor, RoutingStats]:
+        """``_route`` for J = 1 outside of any graph, with fewer passes over (E, n)."""
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        scores = matmul_t(self.router.to(dtype) * LOG2_E, tokens.to(dtype))
+        best = scores.amax(0)
+        assignment = Assignment.top1(scores, best)
+        prob = scores.sub_(best).exp2_()
+        chosen = prob.sum(0).reciprocal_()[:, None]  # the best expert's numerator is 1
+        prob *= chosen.t()
+        stats = self._stats(prob, chosen, assignment, cells, padding)
+        return assignment, self._gate_weight(chosen), stats
 
     def _stats(
         self,
@@ -270,46 +176,24 @@ class MoEFeedForward(nn.Module):
         cells: torch.Size,
         padding: Padding | None,
     ) -> RoutingStats:
-        """Balance loss and load: l = sum_i f_i P_i with f_i = E/(J n) #chosen, P_i = mean p_i.
-
-        One such l per row of the balance set, averaged over rows with a valid token.
-        """
-        num_experts, num_tokens = prob.shape
-        dims = self._row_dims()
-        shape = [1 if dim in dims else size for dim, size in enumerate(cells)]
-        rows = math.prod(shape)
-        token = assignment.tokens()
-        row = torch.arange(rows, device=prob.device).view(shape).expand(cells).flatten()
-        expert_row = assignment.expert_of_slots() * rows + row.index_select(0, token)
-        p = prob.view(num_experts, *cells)
-        if padding is None:
-            picked = torch.bincount(expert_row, minlength=num_experts * rows).to(prob.dtype)
-            count = prob.new_full((1,), num_tokens / rows)
-            top = chosen[:, 0].mean()
-        else:
-            valid = padding.like(p[0]).expand(cells)
-            p = p * valid
-            weight = valid.flatten()
-            picked = torch.bincount(expert_row, weight[token], num_experts * rows).to(prob.dtype)
-            count = valid.sum(dims).flatten()
-            top = (chosen[:, 0] * weight).sum() / weight.sum()
-        picked = picked.view(num_experts, rows)
-        total = p.sum([dim + 1 for dim in dims]).view(num_experts, rows)
-        losses = (picked * total).sum(0) / count.clamp_min(1.0).square()
-        used = (count > 0).sum() if padding is not None else rows
-        return RoutingStats(
-            balance=losses.sum() * (num_experts / self.top_k) / used,
-            share=picked.sum(1) / picked.sum(),
-            top1_prob=top,
-            assignment=assignment,
-            prob=chosen,
-        )
-
-    def _row_dims(self) -> tuple[int, ...]:
-        """Axes of (B, T, K) that one balance set spans."""
         if self.balance_scope == "batch":
-            return (0, 1, 2)
-        return (1,) if self.axis == "time" else (2,)
+            dims: tuple[int, ...] = (0, 1, 2)
+        else:
+            dims = (1,) if self.axis == "time" else (2,)
+        return routing_stats(prob, chosen, assignment, cells, dims, padding)
+
+    def _weights(self, dtype: torch.dtype) -> Stacked:
+        w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
+        return w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype)
+
+    def _gate_weight(self, chosen: Tensor) -> Tensor:
+        if self.top_k > 1:
+            return chosen / chosen.sum(1, keepdim=True)
+        if self.gate == "prob":
+            return chosen
+        if self.gate == "straight_through":
+            return chosen / chosen.detach()
+        return torch.ones_like(chosen)
 
 
 def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stacked) -> Tensor:

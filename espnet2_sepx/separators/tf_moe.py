@@ -21,9 +21,9 @@ from torch_complex.tensor import ComplexTensor
 
 from espnet2_sepx.layers.band_split import BandSplit, MaskDecoder, check_bands, mel_bands
 from espnet2_sepx.layers.conformer import ConformerModule
-from espnet2_sepx.layers.moe import RoutingRecord, RoutingStats
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.rnn import RNNModule
+from espnet2_sepx.layers.routing import RoutingRecord, RoutingStats
 
 MODULES = ("conformer", "moe", "rnn")
 LEVEL_FLOOR = 1e-8

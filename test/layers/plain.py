@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet2_sepx.layers.conformer import ConformerModule, ConvModule
-from espnet2_sepx.layers.moe import Assignment, MoEFeedForward, naive_experts
+from espnet2_sepx.layers.moe import MoEFeedForward, naive_experts
 from espnet2_sepx.layers.rnn import RNNModule
+from espnet2_sepx.layers.routing import Assignment
 from espnet2_sepx.separators.tf_moe import TFMoESeparator
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from espnet2_sepx.layers.feed_forward import FeedForward
-from espnet2_sepx.layers.moe import GATES, Assignment, MoEFeedForward, naive_experts, sorted_experts
+from espnet2_sepx.layers.moe import GATES, MoEFeedForward, naive_experts, sorted_experts
 from espnet2_sepx.layers.norms import Padding
+from espnet2_sepx.layers.routing import Assignment
 
 
 def stacked(num_experts: int, dim: int = 4, hidden: int = 6) -> tuple[torch.Tensor, ...]:
@@ -64,10 +65,10 @@ def test_gradcheck_of_the_layer() -> None:
 
 def test_top1_assignment_is_the_argmax_also_among_equals() -> None:
     prob = torch.rand(4, 50)
-    assert torch.equal(Assignment.top1(prob).experts()[:, 0], prob.argmax(0))
+    assert torch.equal(Assignment.top1(prob, prob.amax(0)).experts()[:, 0], prob.argmax(0))
     prob[:, 10:20] = 0.25
     prob[1:3, 30] = 2.0
-    expert = Assignment.top1(prob).experts()[:, 0]
+    expert = Assignment.top1(prob, prob.amax(0)).experts()[:, 0]
     assert (expert[10:20] == 0).all()
     assert expert[30] == 1
     keep = [i for i in range(50) if not (10 <= i < 20 or i == 30)]
