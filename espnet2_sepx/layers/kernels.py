@@ -67,12 +67,6 @@ def rounded(rows: int, x: Tensor) -> int:
     return rows + (-rows % ROW_STEP) if _uses_onednn(x) else rows
 
 
-def round_rows(x: Tensor) -> Tensor:
-    """``x (n, I)`` with rows of zeros appended where the number of rows should be rounded up."""
-    missing = rounded(x.shape[0], x) - x.shape[0]
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
-
-
 def _uses_onednn(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and onednn_linear()[0] is not None
 

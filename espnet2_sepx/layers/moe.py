@@ -7,17 +7,13 @@ tokens (time-frequency cells), m = n J slots (one chosen expert of one token).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet2_sepx.layers.feed_forward import (
-    Stacked,
-    expert_forward,
-    expert_pieces,
-    run_experts,
-)
+from espnet2_sepx.layers.feed_forward import Weights, expert_backward, expert_forward
 from espnet2_sepx.layers.kernels import (
     LOG2_E,
     ROW_STEP,
@@ -25,6 +21,7 @@ from espnet2_sepx.layers.kernels import (
     matmul_t,
     pieces,
     rounded,
+    without_autocast,
 )
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.routing import Assignment, RoutingStats, routing_stats
@@ -118,13 +115,7 @@ class MoEFeedForward(nn.Module):
         route = self._route_top1 if self.top_k == 1 else self._route
         assignment, gate, stats = route(tokens, x.shape[:3], padding)
         gate = gate.to(x.dtype)
-        token, weights = assignment.tokens(), self._weights(x.dtype)
-        y = x.new_empty(token.shape[0], x.shape[-1])
-        token = F.pad(token, (0, ROW_STEP))  # rounded pieces read on behind their end
-        for expert, piece in expert_pieces(assignment.counts, x.device):
-            count = piece.stop - piece.start
-            rows = token[piece.start : piece.start + rounded(count, x)]
-            y[piece] = expert_forward(tokens.index_select(0, rows), weights, expert)[:count]
+        y = _run_experts(tokens, assignment, self._weights(x.dtype))
         position = assignment.inverse.view(-1, self.top_k)
         for piece in pieces(0, target.shape[0], x.device):
             for slot, weight in zip(
@@ -182,7 +173,7 @@ class MoEFeedForward(nn.Module):
             dims = (1,) if self.axis == "time" else (2,)
         return routing_stats(prob, chosen, assignment, cells, dims, padding)
 
-    def _weights(self, dtype: torch.dtype) -> Stacked:
+    def _weights(self, dtype: torch.dtype) -> Weights:
         w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
         return w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype)
 
@@ -196,7 +187,7 @@ class MoEFeedForward(nn.Module):
         return torch.ones_like(chosen)
 
 
-def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stacked) -> Tensor:
+def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Weights) -> Tensor:
     """Evaluate only the chosen experts, each on its tokens at once.
 
     Args:
@@ -208,16 +199,80 @@ def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Sta
     Returns:
         sum_j gate_j expert_j(x), ``(n, N)``.
     """
-    order, inverse = assignment.order, assignment.inverse
-    slots = x if assignment.choices == 1 else x.repeat_interleave(assignment.choices, 0)
-    y = _Permute.apply(slots, order, inverse)
-    y = _Permute.apply(run_experts(y, assignment.counts, weights), inverse, order)
-    if assignment.choices == 1:
-        return y * gate
-    return (y.view(*gate.shape, -1) * gate[:, :, None]).sum(1)
+    return _SortedExperts.apply(x, gate, assignment, *weights)
 
 
-def naive_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stacked) -> Tensor:
+class _SortedExperts(torch.autograd.Function):
+    @staticmethod
+    @without_autocast
+    def forward(ctx, x, gate, assignment, *weights):  # type: ignore[no-untyped-def]
+        y = _run_experts(x, assignment, weights)
+        out = torch.zeros_like(x)
+        position = assignment.inverse.view(gate.shape)
+        for piece in pieces(0, x.shape[0], x.device):
+            for slot, weight in zip(
+                position[piece].unbind(1), gate[piece].split(1, 1), strict=True
+            ):
+                out[piece].addcmul_(y.index_select(0, slot), weight)
+        ctx.save_for_backward(x, gate, y, *weights)
+        ctx.assignment = assignment
+        return out
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, gate, y, *weights = ctx.saved_tensors
+        assignment, grad = ctx.assignment, grad.contiguous()
+        totals = [torch.zeros_like(w) for w in weights]
+        factor = gate.view(-1).index_select(0, assignment.order)[:, None]
+        d_gate = torch.empty_like(factor)  # both in the order of experts, as is d_slots
+        d_slots = torch.empty_like(y)
+        for expert, piece, tokens in _expert_pieces(assignment, x):
+            count = piece.stop - piece.start
+            g = grad.index_select(0, tokens)
+            torch.sum(g[:count] * y[piece], 1, keepdim=True, out=d_gate[piece])
+            g[:count] *= factor[piece]
+            g[count:] = 0
+            d_slots[piece] = expert_backward(
+                x.index_select(0, tokens),
+                g,
+                [w[expert] for w in weights],
+                [total[expert] for total in totals],
+            )[:count]
+        position = assignment.inverse.view(gate.shape)
+        d_x = torch.empty_like(x)
+        for piece in pieces(0, x.shape[0], x.device):
+            first, *others = position[piece].unbind(1)
+            torch.index_select(d_slots, 0, first, out=d_x[piece])
+            for slot in others:
+                d_x[piece] += d_slots.index_select(0, slot)
+        return d_x, d_gate.view(-1)[assignment.inverse].view(gate.shape), None, *totals
+
+
+def _expert_pieces(assignment: Assignment, x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """(expert, its slots, their tokens) until all slots are covered.
+
+    There may be more tokens than slots, where rows are rounded up: they read on behind the end.
+    """
+    tokens = F.pad(assignment.tokens(), (0, ROW_STEP))
+    start = 0
+    for expert, count in enumerate(assignment.counts):
+        for piece in pieces(start, start + count, x.device):
+            rows = rounded(piece.stop - piece.start, x)
+            yield expert, piece, tokens[piece.start : piece.start + rows]
+        start += count
+
+
+def _run_experts(x: Tensor, assignment: Assignment, weights: Weights) -> Tensor:
+    """Outputs of all slots in the order of experts ``(m, N)``, outside of any graph."""
+    y = x.new_empty(assignment.order.shape[0], x.shape[1])
+    for expert, piece, tokens in _expert_pieces(assignment, x):
+        output = expert_forward(x.index_select(0, tokens), [w[expert] for w in weights])
+        y[piece] = output[: piece.stop - piece.start]
+    return y
+
+
+def naive_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Weights) -> Tensor:
     """The same expert by expert with masks and plain operations: the reference in tests."""
     w1, b1, w2, b2 = weights
     chosen = assignment.experts()
@@ -227,16 +282,3 @@ def naive_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Stac
         y = F.linear(F.silu(F.linear(x[token], w1[expert], b1[expert])), w2[expert], b2[expert])
         out = out.index_add(0, token, y * gate[token, choice, None])
     return out
-
-
-class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient goes back by the inverse order, not by scattered sums."""
-
-    @staticmethod
-    def forward(ctx, x, order, inverse):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
