@@ -43,11 +43,12 @@ test-all: $(INSTALLED) ## run all tests
 recipes: $(INSTALLED) ## run the recipes in small, all stages, also after kills
 	@$(PYTEST) -m "slow or not slow" test/recipes
 
-lint: $(INSTALLED) ## check style, shell scripts and types
+lint: $(INSTALLED) ## check style, shell scripts, types and the tables of the README
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) shellcheck --external-sources $(SHELL_SCRIPTS)
 	@$(IN_VENV) mypy
+	@$(IN_VENV) python tools/update_readme.py --check
 
 format: $(INSTALLED) ## reformat the Python files
 	@$(IN_VENV) ruff check --fix-only .

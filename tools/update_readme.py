@@ -12,6 +12,7 @@ test/golden/models.json (parameter counts of every training configuration).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from espnet2_sepx.report.results import format_interval, format_score, quantity
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GOLDEN = ROOT / "test/golden/models.json"
+PAPERS = "egs2/libri2mix/"  # the corpus of the paper's tables
 
 
 def take_over(experiment: Path) -> None:
@@ -76,11 +78,18 @@ def _score(metrics: dict, metric: str) -> str:
 
 def models_table() -> str:
     """Parameter counts of the paper's configurations, as built by the tests."""
-    rows = ["| configuration | parameters |", "|---|---|"]
+    rows = ["| configuration | row of the paper | parameters, exactly |", "|---|---|---|"]
     for config, entry in sorted(json.loads(GOLDEN.read_text(encoding="utf-8")).items()):
-        count = entry["parameters"] if isinstance(entry, dict) else entry
-        rows.append(f"| [`{config}`]({config}) | {count:,} |")
+        if config.startswith(PAPERS):
+            what = _header(ROOT / config).partition("16 kHz min. ")[2]
+            rows.append(f"| [`{Path(config).stem}`]({config}) | {what} | {entry['parameters']:,} |")
     return "\n".join(rows)
+
+
+def _header(config: Path) -> str:
+    """The comment at the top of a configuration, as one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
+    return " ".join(line.strip("# ") for line in lines)
 
 
 def rebuilt(text: str) -> str:
