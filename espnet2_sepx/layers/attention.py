@@ -10,14 +10,15 @@ score(i, j) = (q_i . k_j + q_i . r_clip(i-j)) / sqrt(d), one table r per layer, 
 * Scores count in units of log2 (the factor is in the scaled queries): exp2 is several times faster
   than exp on a CPU. All of it runs in at least float32.
 
-Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, O outer and
-I inner rows, c rows of a piece, r = c H, b queries of a block.
+Legend: B batch, T frames, K bands, N channels, H heads, d head width, n sequence length, O outer
+and I inner rows, c rows of a piece, r = c H, b queries of a block.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,10 @@ from espnet2_sepx.layers.cache import EvalCache
 from espnet2_sepx.layers.kernels import LOG2_E, linear, matmul_t, without_autocast
 from espnet2_sepx.layers.norms import Padding
 
-PIECE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
-"""Scores (rows x heads x queries x keys) held at a time: about a core's cache, or plenty."""
-SHORT = 128
+PIECE_SCORES = {"cpu": 3 << 18, "cuda": 1 << 27}
+"""Scores (rows x heads x queries x keys) held at a time: about a core's cache, or plenty. Backward
+holds two such arrays and takes half of it."""
+SHORT = 100
 """Below this length, products are fastest into contiguous memory, followed by a strided sum."""
 
 
@@ -59,12 +61,16 @@ class RelativeAttention(EvalCache):
         nn.init.normal_(self.rel_pos, std=0.02)
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
-        qkv = linear(x, self.qkv.weight).unflatten(-1, (3, self.num_heads, self.head_dim))
-        sequences, lengths = self._sequences(qkv, padding)
-        y = _RelativeAttention.apply(sequences, self.rel_pos, lengths)  # (O, n, I, H, d)
-        if self.axis == "frequency":
-            y = y[0].transpose(0, 1)
-        return linear(y.reshape(*x.shape[:3], -1), self.out.weight, self.out.bias)
+        sequences, lengths = self._sequences(x, padding)
+        reverse = sequences.flip(1)
+        weights = self._scaled_weights()
+        q, k, v = (
+            linear(tokens, weight).unflatten(-1, (self.num_heads, self.head_dim))
+            for tokens, weight in zip((sequences, reverse, reverse), weights, strict=True)
+        )
+        y = _RelativeAttention.apply(q, k, v, self.rel_pos, lengths).flatten(3)  # (O, n, I, H d)
+        y = linear(y, self.out.weight, self.out.bias)
+        return y if self.axis == "time" else y[0].transpose(0, 1).reshape(x.shape)
 
     def add_to(self, x: Tensor, norm: nn.LayerNorm, padding: Padding | None) -> None:
         """x += attention(norm(x)) in place, outside of any graph; in pieces."""
@@ -72,7 +78,7 @@ class RelativeAttention(EvalCache):
         weights = self.cached("weights", self._scaled_weights)
         scratch = _scratch(x, self.num_heads, max(lengths))
         for item, n in enumerate(lengths):
-            extended = self.cached(f"table {n}", lambda n=n: _extended_table(self.rel_pos, n))
+            extended = self.cached(f"table {n}", partial(_extended_table, self.rel_pos, n))
             for piece in _pieces(sequences.shape[2], self.num_heads * n * n, x.device):
                 target = sequences[item, :n, piece]  # (n, c, N), a view
                 y = F.layer_norm(target, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -99,65 +105,81 @@ class RelativeAttention(EvalCache):
 
 
 class _RelativeAttention(torch.autograd.Function):
-    """Attention over axis n of ``qkv (O, n, I, 3, H, d)``, to ``(O, n, I, H, d)``.
+    """Attention over axis n of queries, reversed keys, reversed values ``(O, n, I, H, d)`` each.
 
-    Outer item o attends within its first ``lengths[o]`` positions; the output is zero behind.
+    Queries carry the factor log2(e) / sqrt(d). Outer item o attends within its first ``lengths[o]``
+    positions (the last ones of keys and values); the output is zero behind.
     """
 
     @staticmethod
     @without_autocast
-    def forward(ctx, qkv, table, lengths):  # type: ignore[no-untyped-def]
-        outer, full, inner, _, heads, dim = qkv.shape
-        dtype = torch.promote_types(qkv.dtype, torch.float32)
-        ragged = min(lengths) < full
-        out = (qkv.new_zeros if ragged else qkv.new_empty)(outer, full, inner, heads, dim)
-        normaliser = qkv.new_empty(outer, full, inner, heads, dtype=dtype)
+    def forward(ctx, q, k, v, table, lengths):  # type: ignore[no-untyped-def]
+        _, full, inner, heads, dim = q.shape
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        out = torch.zeros_like(q) if min(lengths) < full else torch.empty_like(q)
+        normaliser = q.new_empty(q.shape[:4], dtype=dtype)
         scratch = _scratch(normaliser, heads, max(lengths))
         for item, n in enumerate(lengths):
             extended = _extended_table(table.to(dtype), n)
-            for piece in _pieces(inner, heads * n * n, qkv.device):
-                y, lse = _attend(*_split(qkv[item, :n, piece], dtype), extended, scratch)
-                out[item, :n, piece] = y.view(n, -1, heads, dim)
-                normaliser[item, :n, piece] = lse.view(n, -1, heads)
-        ctx.save_for_backward(qkv, table, out, normaliser)
+            for piece in _pieces(inner, heads * n * n, q.device):
+                part = (item, slice(n), piece)
+                y, lse = _attend(*_operands(q, k, v, item, n, piece, dtype), extended, scratch)
+                out[part] = y.view(n, -1, heads, dim)
+                normaliser[part] = lse.view(n, -1, heads)
+        ctx.save_for_backward(q, k, v, table, out, normaliser)
         ctx.lengths = lengths
         return out
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        qkv, table, out, normaliser = ctx.saved_tensors
-        inner, heads, dim = qkv.shape[2], *qkv.shape[4:]
+        q, k, v, table, out, normaliser = ctx.saved_tensors
+        _, full, inner, heads, dim = q.shape
         dtype = normaliser.dtype
-        d_qkv = torch.zeros_like(qkv)
+        empty = torch.zeros_like if min(ctx.lengths) < full else torch.empty_like
+        d_q, d_k, d_v = empty(q), empty(k), empty(v)
         d_table = torch.zeros_like(table, dtype=dtype)
         scratch = _scratch(normaliser, heads, max(ctx.lengths))
         for item, n in enumerate(ctx.lengths):
             extended = _extended_table(table.to(dtype), n)
             d_extended = torch.zeros_like(extended)
-            for block in _pieces(n, heads * n, qkv.device):
+            for block in _pieces(n, 2 * heads * n, q.device):
                 d_relative = extended.new_zeros(block.stop - block.start, n, dim)
-                for piece in _pieces(inner, heads * n * n, qkv.device):
-                    part = (item, slice(n), piece)
-                    d_out = grad[part][block].to(dtype)  # (b, c, H, d)
-                    dot = (d_out * out[part][block]).sum(-1).flatten(1)  # (b, r)
-                    d_q, d_k, d_v = _attend_backward(
-                        *_split(qkv[part], dtype),
+                for piece in _pieces(inner, 2 * heads * n * n, q.device):
+                    part = (item, block, piece)
+                    d_out = grad[part].to(dtype)  # (b, c, H, d)
+                    dot = (d_out * out[part]).sum(-1).flatten(1)  # (b, r)
+                    d_queries, d_keys, d_values = _attend_backward(
+                        *_operands(q, k, v, item, n, piece, dtype),
                         block,
                         _relative(extended, block, n),
-                        normaliser[part][block].flatten(1),
+                        normaliser[part].flatten(1),
                         d_out.reshape(d_out.shape[0], -1, dim),
                         dot,
                         d_relative,
                         scratch,
                     )
-                    target = d_qkv[part]
-                    target[block, :, 0] = d_q.view(target[block, :, 0].shape)
-                    target[:, :, 1] += d_k.view(target[:, :, 1].shape)
-                    target[:, :, 2] += d_v.view(target[:, :, 2].shape)
+                    d_q[part] = d_queries.view(d_out.shape)
+                    for total, d in ((d_k, d_keys), (d_v, d_values)):
+                        target = total[item, full - n :, piece]
+                        if block.start == 0:
+                            target.copy_(d.reshape(target.shape))
+                        else:
+                            target += d.reshape(target.shape)
                 _add_diagonals(d_extended[block.start :], d_relative)
-            d_table.index_add_(0, _clipped(table, n), d_extended, alpha=1.0 / LOG2_E)
-        return d_qkv, d_table.to(table.dtype), None
+            d_table.index_add_(0, _clipped(table, n), d_extended)
+        return d_q, d_k, d_v, d_table.to(table.dtype), None
+
+
+def _operands(
+    q: Tensor, k: Tensor, v: Tensor, item: int, n: int, piece: slice, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous ``(n, r, d)`` of one item's piece."""
+    first, last = (item, slice(n), piece), (item, slice(q.shape[1] - n, None), piece)
+    queries, keys, values = (
+        x.to(dtype).reshape(n, -1, x.shape[-1]).contiguous() for x in (q[first], k[last], v[last])
+    )
+    return queries, keys, values
 
 
 def _pieces(rows: int, scores_per_row: int, device: torch.device) -> Iterator[slice]:
@@ -174,14 +196,6 @@ def _clipped(table: Tensor, n: int) -> Tensor:
 
 def _extended_table(table: Tensor, n: int) -> Tensor:
     return table.index_select(0, _clipped(table, n))  # (2n-1, d)
-
-
-def _split(qkv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``(n, c, 3, H, d)`` to scaled queries, reversed keys, reversed values, each (n, r, d)."""
-    n, dim = qkv.shape[0], qkv.shape[-1]
-    q, k, v = qkv.to(dtype).unbind(2)
-    q = q * (LOG2_E / math.sqrt(dim))
-    return q.reshape(n, -1, dim), k.flip(0).reshape(n, -1, dim), v.flip(0).reshape(n, -1, dim)
 
 
 def _relative(extended: Tensor, queries: slice, n: int) -> Tensor:
@@ -243,21 +257,22 @@ def _attend_backward(
     d_relative: Tensor,
     scratch: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One block of queries: gradients of its q, and its part of those of k and v, by unscaled
-    projections in their own order; adds to ``d_relative``, log2(e) times too much.
+    """One block of queries: gradients of its q, and its part of those of k and v; adds to
+    ``d_relative``.
 
-    With weights p and scores s in natural units: d_s = p (d_out . v - dot), dot = d_out . out.
+    With weights p = 2^scores: d_scores = ln 2 p (d_out . v - dot), dot = d_out . out.
     """
     p = _scores(q[block], k, relative, scratch).sub_(normaliser[:, :, None]).exp2_()  # (b, r, n)
     d_out = d_out.transpose(0, 1)  # (r, b, d)
     d_v = torch.bmm(p.permute(1, 2, 0), d_out).transpose(0, 1)
-    d_p = torch.bmm(d_out, v.permute(1, 2, 0)).sub_(dot.t()[:, :, None])
+    d_p = torch.bmm(d_out.mul(1.0 / LOG2_E), v.permute(1, 2, 0))
+    d_p -= dot.t()[:, :, None] * (1.0 / LOG2_E)
     d_s = p.mul_(d_p.transpose(0, 1))
     d_relative.baddbmm_(d_s.transpose(1, 2), q[block])
     d_k = torch.bmm(d_s.permute(1, 2, 0), q[block].transpose(0, 1)).transpose(0, 1)
     d_q = torch.bmm(d_s, relative)
     d_q += torch.bmm(d_s.transpose(0, 1), k.transpose(0, 1)).transpose(0, 1)
-    return d_q.mul_(1.0 / math.sqrt(q.shape[2])), d_k.flip(0).mul_(1.0 / LOG2_E), d_v.flip(0)
+    return d_q, d_k, d_v
 
 
 def _add_diagonals(target: Tensor, x: Tensor) -> None:
