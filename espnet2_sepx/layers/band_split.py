@@ -167,9 +167,9 @@ class BandSplit(EvalCache):
 class MaskDecoder(EvalCache):
     """Each band: complex masks and complex residuals of all speakers; overlapping bands add up.
 
-    Twice (mask, residual) and per band: ``GroupNorm(1, N)`` over channels and time, ``Linear(N,
-    4N)``, tanh, ``Linear(4N, 4wS)``, GLU. Bands are stored in order of their width, so that bands of equal
-    width form one batched product; ``order`` holds that permutation.
+    Twice (mask, residual) and per band: ``GroupNorm(1, N)`` over channels and time,
+    ``Linear(N, 4N)``, tanh, ``Linear(4N, 4wS)``, GLU. Bands are stored in order of their width, so
+    that bands of equal width form one batched product; ``order`` holds that permutation.
 
     Shape: ``(B, T, K, N) -> (S, F, 2, B, T)`` twice: masks, residuals.
 
@@ -262,7 +262,7 @@ class MaskDecoder(EvalCache):
         return total
 
     def _folded_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first layer with the norm's affine part, (2, K, N, H) and (2, K, 1, H), and the second.
+        """First layer with the norm's affine part, (2, K, N, H) and (2, K, 1, H), and the second.
 
         tanh(x) = 2 sigmoid(2 x) - 1, and PyTorch's sigmoid is many times faster on a CPU; the
         factors and the shift go into the layers before and behind.

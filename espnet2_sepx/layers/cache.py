@@ -14,9 +14,10 @@ Value = TypeVar("Value")
 class EvalCache(nn.Module):
     """Base class of layers that fold or rearrange their weights.
 
-    ``cached`` computes anew while gradients are recorded or the layer trains, so that the result stays
-    in the graph; otherwise it keeps the result. ``train()``, ``eval()``, loading a state dict and moving
-    the layer (``to``, ``double``) forget it. Whoever edits weights in place by hand calls ``eval()``.
+    ``cached`` computes anew while gradients are recorded or the layer trains, so that the result
+    stays in the graph; otherwise it keeps the result. ``train()``, ``eval()``, loading a state dict
+    and moving the layer (``to``, ``double``) forget it. Whoever edits weights in place by hand
+    calls ``eval()``.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class ConvModule(EvalCache):
             y = F.silu(flat[piece], inplace=True)
             tokens[piece] += matmul_t(y, self.pointwise2.weight, self.pointwise2.bias)
 
-    def _depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _depthwise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         channels, _, kernel = weight.shape
         image, size, same = x, (kernel, 1), (kernel // 2, 0)
         if self.axis == "frequency":
@@ -83,6 +83,7 @@ class ConvModule(EvalCache):
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
+        assert self.depthwise.bias is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = (self.depthwise.bias - norm.running_mean) * scale + norm.bias
         return self.depthwise.weight * scale[:, None, None], bias
@@ -116,7 +117,7 @@ class ConformerModule(nn.Module):
     ) -> None:
         super().__init__()
 
-        def feed_forward() -> nn.Module:
+        def feed_forward() -> FeedForward | MoEFeedForward:
             if experts is None:
                 return FeedForward(dim, ffn_expansion)
             return MoEFeedForward(dim, axis=axis, expansion=ffn_expansion, **experts)
@@ -158,7 +159,10 @@ class ConformerModule(nn.Module):
 
     @staticmethod
     def _feed_forward(
-        ffn: nn.Module, x: Tensor, padding: Padding | None, stats: list[RoutingStats]
+        ffn: FeedForward | MoEFeedForward,
+        x: Tensor,
+        padding: Padding | None,
+        stats: list[RoutingStats],
     ) -> Tensor:
         if not isinstance(ffn, MoEFeedForward):
             return ffn(x)
@@ -168,7 +172,7 @@ class ConformerModule(nn.Module):
 
     @staticmethod
     def _add_feed_forward(
-        ffn: nn.Module,
+        ffn: FeedForward | MoEFeedForward,
         x: Tensor,
         norm: nn.LayerNorm,
         padding: Padding | None,

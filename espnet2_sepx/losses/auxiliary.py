@@ -8,8 +8,8 @@ that may read ``others``; ``AuxSolver`` (name ``aux``) is the wrapper that feeds
       - {name: si_snr, conf: {}, wrapper: pit, wrapper_conf: {weight: 1.0}}
       - {name: aux_scalar, conf: {key: moe_balance}, wrapper: aux, wrapper_conf: {weight: 0.001}}
 
-Criteria and wrappers are not submodules of ESPnet's model: they hold no parameters or buffers and never
-ask whether they train.
+Criteria and wrappers are not submodules of ESPnet's model: they hold no parameters or buffers and
+never ask whether they train.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor
 class AuxCriterion(TimeDomainLoss):
     """A loss on what the separator reports in ``others``.
 
-    ``forward(ref, est, others)`` returns one differentiable value per utterance ``(B,)`` or a scalar,
-    and leaves ``stats``: name -> detached tensor, always with the same keys.
+    ``forward(ref, est, others)`` returns one differentiable value per utterance ``(B,)`` or a
+    scalar, and leaves ``stats``: name -> detached tensor, always with the same keys.
     ``TimeDomainLoss`` is the base only because ESPnet dispatches on it.
     """
 
     needs_signals = False
-    """Whether ``est`` must come in the order of ``ref``; the wrapper then requires a permutation."""
+    """Whether ``est`` must come in the order of ``ref``; the wrapper then needs a permutation."""
 
     def __init__(self, name: str, only_for_test: bool = False) -> None:
         super().__init__(name, only_for_test=only_for_test)
@@ -52,8 +52,9 @@ class AuxScalar(AuxCriterion):
         name: under which it is logged; default ``key``.
         only_for_test: leave it out of training.
         allow_missing: count a missing key as 0 (for separators that emit it in training only).
-        log_prefix: entries of ``others`` starting so, if detached scalars, are logged as well; default:
-            the part of ``key`` up to its first underscore ("moe_" of "moe_balance"); "" logs none.
+        log_prefix: entries of ``others`` starting so, if detached scalars, are logged as well;
+            default: the part of ``key`` up to its first underscore ("moe_" of "moe_balance"); ""
+            logs none.
     """
 
     def __init__(

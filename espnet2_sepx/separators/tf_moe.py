@@ -1,8 +1,8 @@
 """TF-Conformer and TF-MoE: time-frequency mixture-of-experts separator (Hu et al.).
 
-Mel band split, R blocks of a frequency module and a time module, complex mask plus residual per band.
-Each module is a Conformer ("conformer"), a Conformer whose feed-forwards are sparse mixtures of experts
-("moe"), or a recurrent layer ("rnn").
+Mel band split, R blocks of a frequency module and a time module, complex mask plus residual per
+band. Each module is a Conformer ("conformer"), a Conformer whose feed-forwards are sparse mixtures
+of experts ("moe"), or a recurrent layer ("rnn").
 
 Not here: causal or streaming operation (attention and batch-global norms see the whole utterance).
 
@@ -121,9 +121,12 @@ class TFMoESeparator(AbsSeparator):
                 raise ValueError(f"{axis[0]}_module must be one of {MODULES}, got {kind!r}")
             if kind == "rnn":
                 return RNNModule(num_channels, axis, rnn_type, dropout)
-            options = dict(
-                num_experts=experts, top_k=chosen, gate=gate, balance_scope=balance_scope
-            )
+            options = {
+                "num_experts": experts,
+                "top_k": chosen,
+                "gate": gate,
+                "balance_scope": balance_scope,
+            }
             return ConformerModule(
                 num_channels,
                 axis,
@@ -164,13 +167,14 @@ class TFMoESeparator(AbsSeparator):
             additional: unused.
 
         Returns:
-            S spectra (B, T, F), complex of the kind of the input (torch's for real input); ``ilens``;
-            others: ``mask_spk{n}`` (B, T, F) complex, detached; ``moe_balance``, 0-dim, the sum of the
-            mixture layers' balance losses (0 without any); detached 0-dim figures of each mixture
-            layer: ``moe_{t|f}{block}_ffn{1|2}_{balance,max_share,min_share,alive,top1_prob}``, where
+            S spectra (B, T, F), complex of the kind of the input (torch's for real input);
+            ``ilens``; others: ``mask_spk{n}`` (B, T, F) complex, detached; ``moe_balance``, 0-dim,
+            the sum of the mixture layers' balance losses (0 without any); detached 0-dim figures of
+            each mixture layer:
+            ``moe_{t|f}{block}_ffn{1|2}_{balance,max_share,min_share,alive,top1_prob}``, where
             shares are relative to an even share 1/E.
         """
-        spectrum, like = _as_real(input)
+        spectrum, espnet_complex = _as_real(input)
         padding = Padding.from_lengths(ilens, spectrum.shape[1])
         if padding is not None:
             spectrum = spectrum * padding.like(spectrum)
@@ -179,6 +183,7 @@ class TFMoESeparator(AbsSeparator):
         z = self.band_split(x, padding)
         stats: OrderedDict[tuple[str, int, int], RoutingStats] = OrderedDict()
         for index, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, nn.ModuleDict)
             for axis, module in block.items():
                 if isinstance(module, RNNModule):
                     z = module(z, padding)
@@ -195,7 +200,9 @@ class TFMoESeparator(AbsSeparator):
         others.update(_routing_figures(stats, mask))
         if self.record_routing:
             self.last_routing = _routing_records(stats, ilens, z.shape[:3])
-        return [_restore(output, like) for output in outputs], ilens, others
+        if espnet_complex:
+            outputs = [ComplexTensor(output.real, output.imag) for output in outputs]
+        return outputs, ilens, others
 
 
 def _per_axis(name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -207,21 +214,17 @@ def _per_axis(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
-def _as_real(x: Tensor) -> tuple[Tensor, object]:
-    """(B, T, F, 2) real view of the input, and what to build outputs like."""
+def _as_real(x: Tensor) -> tuple[Tensor, bool]:
+    """(B, T, F, 2) real view of the input, and whether that is ESPnet's ``ComplexTensor``."""
     if isinstance(x, ComplexTensor):
-        return torch.stack((x.real, x.imag), -1), ComplexTensor
+        return torch.stack((x.real, x.imag), -1), True
     if torch.is_complex(x):
-        return torch.view_as_real(x), None
+        return torch.view_as_real(x), False
     if x.dim() != 4 or x.shape[-1] != 2:
         raise ValueError(
             f"input must be complex (B, T, F) or real (B, T, F, 2), got {tuple(x.shape)}"
         )
-    return x, None
-
-
-def _restore(x: Tensor, kind: object) -> Tensor:
-    return ComplexTensor(x.real, x.imag) if kind is ComplexTensor else x
+    return x, False
 
 
 def _level(spectrum: Tensor, ilens: Tensor) -> Tensor:
