@@ -6,8 +6,9 @@
 
 All variants run in turn, round after round, and CPU time of the one computing thread is counted, so
 that another program on the machine disturbs all of them alike. Ratios are of medians; minima beside
-them show the noise. The yardsticks: the same network in its most literal form (test/layers/plain.py),
-a dispatcher that masks expert by expert, and ESPnet's BSRNN of the paper's size.
+them show the noise. The yardsticks: the same network in its most literal form
+(test/layers/plain.py), a dispatcher that masks expert by expert, feed-forwards made of
+``torch.nn.Linear``, and ESPnet's BSRNN of the paper's size.
 """
 
 from __future__ import annotations
@@ -127,7 +128,6 @@ def profile(variants: dict[str, Callable[[], object]], rounds: int) -> None:
     timed(conformer.ConvModule, "add_to", lambda _: "convolution modules")
     timed(feed_forward.FeedForward, "add_to", lambda _: "feed-forwards")
     timed(moe.MoEFeedForward, "add_to", lambda _: "feed-forwards")
-    timed(moe.MoEFeedForward, "_route_top1", lambda _: "(of these routing)")
     for name, run in variants.items():
         totals: Times = defaultdict(list)
         with torch.no_grad():
@@ -145,6 +145,8 @@ def profile(variants: dict[str, Callable[[], object]], rounds: int) -> None:
 
 def feed_forwards(args: argparse.Namespace) -> None:
     """One feed-forward on the tokens of 2.4 s: inference and training step."""
+    import plain
+
     x = torch.randn(1, 301, 80, 32, requires_grad=True)
     upstream = torch.randn(1, 301, 80, 32)
     dense = feed_forward.FeedForward(32, 4)
@@ -159,23 +161,31 @@ def feed_forwards(args: argparse.Namespace) -> None:
             loss = (y * upstream).sum()
         torch.autograd.grad(loss, [x, *layer.parameters()])
 
-    fast = moe.sorted_experts
+    parameters = list(mixture.parameters())
 
-    def with_naive(function: Callable[[], object]) -> None:
-        moe.sorted_experts = moe.naive_experts
-        function()
-        moe.sorted_experts = fast
+    def naive(x: torch.Tensor) -> torch.Tensor:
+        return plain.mixture(mixture, x.reshape(-1, 32))[0].view(x.shape)
 
+    linears = torch.nn.Sequential(dense.linear1, torch.nn.SiLU(), dense.linear2)
     times = measure(
         {
             "dense": lambda: step(dense),
+            "dense of torch.nn.Linear": lambda: step(linears),
             "MoE E=12": lambda: step(mixture),
-            "MoE E=12, naive dispatch": lambda: with_naive(lambda: step(mixture)),
+            "MoE E=12, naive dispatch": lambda: torch.autograd.grad(
+                (naive(x) * upstream).sum(), [x, *parameters]
+            ),
         },
         3 * args.rounds,
     )
     show("Feed-forward training step, 24 080 tokens", times, "dense")
     ratio(times, "MoE E=12", "dense", "feed-forward training step: MoE E=12 / dense")
+    ratio(
+        times,
+        "MoE E=12",
+        "dense of torch.nn.Linear",
+        "feed-forward training step: MoE E=12 / torch.nn.Linear",
+    )
     with torch.no_grad():
         norm = torch.nn.LayerNorm(32)
         y = x.detach().clone()
@@ -183,9 +193,7 @@ def feed_forwards(args: argparse.Namespace) -> None:
             {
                 "dense": lambda: dense.add_to(y, norm, 1e-6),
                 "MoE E=12": lambda: mixture.add_to(y, norm, 1e-6, None),
-                "MoE E=12, naive dispatch": lambda: with_naive(
-                    lambda: y.add_(mixture(norm(y))[0], alpha=1e-6)
-                ),
+                "MoE E=12, naive dispatch": lambda: y.add_(naive(norm(y)), alpha=1e-6),
             },
             3 * args.rounds,
         )

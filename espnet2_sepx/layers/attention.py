@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from espnet2_sepx.layers.cache import EvalCache
 from espnet2_sepx.layers.kernels import LOG2_E, linear, matmul_t, without_autocast
@@ -78,7 +78,7 @@ class RelativeAttention(EvalCache):
         weights = self.cached("weights", self._scaled_weights)
         scratch = _scratch(x, self.num_heads, max(lengths))
         for item, n in enumerate(lengths):
-            extended = self.cached(f"table {n}", partial(_extended_table, self.rel_pos, n))
+            extended = _extended_table(self.rel_pos, n)
             for piece in _pieces(sequences.shape[2], self.num_heads * n * n, x.device):
                 target = sequences[item, :n, piece]  # (n, c, N), a view
                 y = F.layer_norm(target, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -132,6 +132,7 @@ class _RelativeAttention(torch.autograd.Function):
 
     @staticmethod
     @without_autocast
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, k, v, table, out, normaliser = ctx.saved_tensors
         _, full, inner, heads, dim = q.shape

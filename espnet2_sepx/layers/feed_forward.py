@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from espnet2_sepx.layers.kernels import (
     compute_dtype,
@@ -83,6 +84,7 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     @without_autocast
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, *weights = ctx.saved_tensors
         d_x = torch.empty_like(x)

@@ -19,15 +19,16 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Result = TypeVar("Result")
 ONEDNN_VARIABLE = "ESPNET2_SEPX_ONEDNN"
 LOG2_E = math.log2(math.e)
-PIECE_TOKENS = 4096
+PIECE_TOKENS = 2048
 """Tokens per piece on the CPU, so that a hidden layer of about 128 stays near the cache."""
 ROW_STEP = 64
-"""oneDNN compiles a kernel for every new number of rows, which takes longer than a product; data-
-dependent numbers are therefore rounded up to multiples of this."""
+"""oneDNN compiles a kernel for every new number of rows, which takes longer than the product;
+numbers that depend on the data are therefore rounded up to multiples of this."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -62,9 +63,9 @@ def matmul_t(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def rounded(rows: int, x: Tensor) -> int:
-    """The number of rows to multiply instead of ``rows`` for tensors like ``x``."""
-    return rows + (-rows % ROW_STEP) if _uses_onednn(x) else rows
+def row_step(x: Tensor) -> int:
+    """Numbers of rows that depend on the data should be a multiple of this, for rows like ``x``."""
+    return ROW_STEP if _uses_onednn(x) else 1
 
 
 def _uses_onednn(x: Tensor) -> bool:
@@ -85,6 +86,7 @@ class _Linear(torch.autograd.Function):
         return matmul_t(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         d_x = matmul_t(grad, weight.t()) if ctx.needs_input_grad[0] else None
@@ -124,6 +126,8 @@ def without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def pieces(start: int, stop: int, device: torch.device) -> list[slice]:
-    """Cut a range of tokens into pieces that fit the cache; on an accelerator into one."""
-    size = PIECE_TOKENS if device.type == "cpu" else max(1, stop - start)
+    """Cut a range of tokens into even pieces that fit the cache; on an accelerator into one."""
+    count = stop - start
+    parts = max(1, round(count / PIECE_TOKENS)) if device.type == "cpu" else 1
+    size = max(ROW_STEP, -(-count // (parts * ROW_STEP)) * ROW_STEP)
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]

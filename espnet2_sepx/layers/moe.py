@@ -10,21 +10,20 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from espnet2_sepx.layers.feed_forward import Weights, expert_backward, expert_forward
 from espnet2_sepx.layers.kernels import (
     LOG2_E,
-    ROW_STEP,
     compute_dtype,
     matmul_t,
     pieces,
-    rounded,
+    row_step,
     without_autocast,
 )
 from espnet2_sepx.layers.norms import Padding
-from espnet2_sepx.layers.routing import Assignment, RoutingStats, routing_stats
+from espnet2_sepx.layers.routing import Assignment, Dispatch, RoutingStats, routing_stats
 
 GATES = ("prob", "straight_through", "normalised")
 BALANCE_SCOPES = ("sequence", "batch")
@@ -100,10 +99,15 @@ class MoEFeedForward(nn.Module):
             nn.init.uniform_(tensor, -bound, bound)
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> tuple[Tensor, RoutingStats]:
-        tokens = x.reshape(-1, x.shape[-1])
-        assignment, gate, stats = self._route(tokens, x.shape[:3], padding)
         dtype = compute_dtype(x)
-        y = sorted_experts(tokens.to(dtype), assignment, gate.to(dtype), self._weights(dtype))
+        y, prob, chosen, assignment = _Mixture.apply(
+            x.reshape(-1, x.shape[-1]).to(dtype),
+            self.router,
+            self.top_k,
+            self.gate,
+            *(w.to(dtype) for w in self._weights()),
+        )
+        stats = routing_stats(prob, chosen, assignment, x.shape[:3], self._row_dims(), padding)
         return y.view(x.shape), stats
 
     def add_to(
@@ -112,173 +116,137 @@ class MoEFeedForward(nn.Module):
         """x += factor * experts(norm(x)) in place, outside of any graph."""
         target = x.view(-1, x.shape[-1])
         tokens = norm(target)
-        route = self._route_top1 if self.top_k == 1 else self._route
-        assignment, gate, stats = route(tokens, x.shape[:3], padding)
-        gate = gate.to(x.dtype)
-        y = _run_experts(tokens, assignment, self._weights(x.dtype))
-        position = assignment.inverse.view(-1, self.top_k)
+        prob, chosen, assignment = _route(tokens, self.router, self.top_k)
+        dispatch = assignment.dispatch(row_step(x))
+        y = _run_experts(tokens, dispatch, self._weights())
+        gate = gate_weight(self.gate, chosen).to(x.dtype)
         for piece in pieces(0, target.shape[0], x.device):
-            for slot, weight in zip(
-                position[piece].unbind(1), gate[piece].split(1, 1), strict=True
-            ):
-                target[piece].addcmul_(y.index_select(0, slot), weight, value=factor)
-        return stats
+            for row, weight in _choices(dispatch.row[piece], gate[piece]):
+                target[piece].addcmul_(y.index_select(0, row), weight, value=factor)
+        return routing_stats(prob, chosen, assignment, x.shape[:3], self._row_dims(), padding)
 
-    def _route(
-        self, tokens: Tensor, cells: torch.Size, padding: Padding | None
-    ) -> tuple[Assignment, Tensor, RoutingStats]:
-        """Who computes what, with which weight ``(n, J)``, and the figures of it.
+    def _weights(self) -> Weights:
+        return self.weight1, self.bias1, self.weight2, self.bias2
 
-        Experts come first in (E, n): reductions over axis 0 run several times faster than over a
-        last axis of a few experts. At least float32 (also under autocast).
-        """
-        with torch.autocast(tokens.device.type, enabled=False):
-            dtype = torch.promote_types(tokens.dtype, torch.float32)
-            prob = torch.softmax(self.router.to(dtype) @ tokens.to(dtype).t(), 0)
-        with torch.no_grad():
-            if self.top_k == 1:
-                assignment = Assignment.top1(prob.detach(), prob.amax(0))
-            else:
-                best = prob.topk(self.top_k, 0).indices
-                assignment = Assignment.from_experts(best.t(), prob.shape[0])
-        chosen = prob.flatten().index_select(0, assignment.by_token()).view(-1, self.top_k)
-        stats = self._stats(prob, chosen.detach(), assignment, cells, padding)
-        return assignment, self._gate_weight(chosen), stats
-
-    def _route_top1(
-        self, tokens: Tensor, cells: torch.Size, padding: Padding | None
-    ) -> tuple[Assignment, Tensor, RoutingStats]:
-        """``_route`` for J = 1 outside of any graph, with fewer passes over (E, n)."""
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
-        scores = matmul_t(self.router.to(dtype) * LOG2_E, tokens.to(dtype))
-        best = scores.amax(0)
-        assignment = Assignment.top1(scores, best)
-        prob = scores.sub_(best).exp2_()
-        chosen = prob.sum(0).reciprocal_()[:, None]  # the best expert's numerator is 1
-        prob *= chosen.t()
-        stats = self._stats(prob, chosen, assignment, cells, padding)
-        return assignment, self._gate_weight(chosen), stats
-
-    def _stats(
-        self,
-        prob: Tensor,
-        chosen: Tensor,
-        assignment: Assignment,
-        cells: torch.Size,
-        padding: Padding | None,
-    ) -> RoutingStats:
+    def _row_dims(self) -> tuple[int, ...]:
+        """Axes of (B, T, K) that one balance set spans."""
         if self.balance_scope == "batch":
-            dims: tuple[int, ...] = (0, 1, 2)
-        else:
-            dims = (1,) if self.axis == "time" else (2,)
-        return routing_stats(prob, chosen, assignment, cells, dims, padding)
-
-    def _weights(self, dtype: torch.dtype) -> Weights:
-        w1, b1, w2, b2 = (self.weight1, self.bias1, self.weight2, self.bias2)
-        return w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype)
-
-    def _gate_weight(self, chosen: Tensor) -> Tensor:
-        if self.top_k > 1:
-            return chosen / chosen.sum(1, keepdim=True)
-        if self.gate == "prob":
-            return chosen
-        if self.gate == "straight_through":
-            return chosen / chosen.detach()
-        return torch.ones_like(chosen)
+            return (0, 1, 2)
+        return (1,) if self.axis == "time" else (2,)
 
 
-def sorted_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Weights) -> Tensor:
-    """Evaluate only the chosen experts, each on its tokens at once.
+def gate_weight(gate: str, chosen: Tensor) -> Tensor:
+    """Weights of the chosen experts from their probabilities, ``(n, J)`` both."""
+    if chosen.shape[1] > 1:
+        return chosen / chosen.sum(1, keepdim=True)
+    return chosen if gate == "prob" else torch.ones_like(chosen)
 
-    Args:
-        x: tokens (n, N).
-        assignment: chosen experts.
-        gate: their weights (n, J).
-        weights: stacked W1 (E, H, N), b1 (E, H), W2 (E, N, H), b2 (E, N).
 
-    Returns:
-        sum_j gate_j expert_j(x), ``(n, N)``.
+def _gate_backward(gate: str, chosen: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the probabilities from that of the weights."""
+    if chosen.shape[1] > 1:
+        total = chosen.sum(1, keepdim=True)
+        return (grad - (grad * chosen).sum(1, keepdim=True) / total) / total
+    if gate == "prob":
+        return grad
+    return grad / chosen if gate == "straight_through" else torch.zeros_like(grad)
+
+
+class _Mixture(torch.autograd.Function):
+    """Tokens ``(n, N)`` through their experts, sorted so that each expert runs once on its own.
+
+    Returns outputs, router probabilities (E, n), those of the chosen experts (n, J), without a
+    gradient, and who chose what.
     """
-    return _SortedExperts.apply(x, gate, assignment, *weights)
 
-
-class _SortedExperts(torch.autograd.Function):
     @staticmethod
     @without_autocast
-    def forward(ctx, x, gate, assignment, *weights):  # type: ignore[no-untyped-def]
-        y = _run_experts(x, assignment, weights)
-        out = torch.zeros_like(x)
-        position = assignment.inverse.view(gate.shape)
+    def forward(ctx, x, router, top_k, gate, *weights):  # type: ignore[no-untyped-def]
+        prob, chosen, assignment = _route(x, router, top_k)
+        dispatch = assignment.dispatch(row_step(x))
+        y = _run_experts(x, dispatch, weights)
+        factor = gate_weight(gate, chosen).to(x.dtype)
+        out = torch.empty_like(x)
         for piece in pieces(0, x.shape[0], x.device):
-            for slot, weight in zip(
-                position[piece].unbind(1), gate[piece].split(1, 1), strict=True
-            ):
-                out[piece].addcmul_(y.index_select(0, slot), weight)
-        ctx.save_for_backward(x, gate, y, *weights)
-        ctx.assignment = assignment
-        return out
+            (row, weight), *others = _choices(dispatch.row[piece], factor[piece])
+            torch.mul(y.index_select(0, row), weight, out=out[piece])
+            for row, weight in others:
+                out[piece].addcmul_(y.index_select(0, row), weight)
+        ctx.save_for_backward(x, router, y, prob, chosen, *weights)
+        ctx.gate, ctx.assignment, ctx.dispatch = gate, assignment, dispatch
+        ctx.mark_non_differentiable(chosen)
+        return out, prob, chosen, assignment
 
     @staticmethod
     @without_autocast
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, gate, y, *weights = ctx.saved_tensors
-        assignment, grad = ctx.assignment, grad.contiguous()
+    @once_differentiable
+    def backward(ctx, grad, d_prob, *_):  # type: ignore[no-untyped-def]
+        x, router, y, prob, chosen, *weights = ctx.saved_tensors
+        dispatch = ctx.dispatch
         totals = [torch.zeros_like(w) for w in weights]
-        factor = gate.view(-1).index_select(0, assignment.order)[:, None]
-        d_gate = torch.empty_like(factor)  # both in the order of experts, as is d_slots
-        d_slots = torch.empty_like(y)
-        for expert, piece, tokens in _expert_pieces(assignment, x):
-            count = piece.stop - piece.start
+        d_rows = torch.empty_like(y)
+        d_gate = y.new_empty(y.shape[0])
+        factor = dispatch.spread(gate_weight(ctx.gate, chosen).to(x.dtype))
+        for piece, *expert in _expert_pieces(dispatch, x.device, weights, totals):
+            tokens = dispatch.token[piece]
             g = grad.index_select(0, tokens)
-            torch.sum(g[:count] * y[piece], 1, keepdim=True, out=d_gate[piece])
-            g[:count] *= factor[piece]
-            g[count:] = 0
-            d_slots[piece] = expert_backward(
-                x.index_select(0, tokens),
-                g,
-                [w[expert] for w in weights],
-                [total[expert] for total in totals],
-            )[:count]
-        position = assignment.inverse.view(gate.shape)
-        d_x = torch.empty_like(x)
+            torch.sum(g * y[piece], 1, out=d_gate[piece])
+            g *= factor[piece]
+            d_rows[piece] = expert_backward(x.index_select(0, tokens), g, *expert)
+        d_chosen = _gate_backward(ctx.gate, chosen, d_gate[dispatch.row].to(chosen.dtype))
+        d_prob = d_prob.contiguous().view(-1)
+        d_prob = d_prob.scatter_add(0, ctx.assignment.by_token(), d_chosen.view(-1))
+        d_logit = torch._softmax_backward_data(d_prob.view(prob.shape), prob, 0, prob.dtype)
+        d_router = matmul_t(d_logit, x.to(prob.dtype).t()).to(router.dtype)
+        d_x, from_router = torch.empty_like(x), router.to(x.dtype)
+        d_logit = d_logit.to(x.dtype)
         for piece in pieces(0, x.shape[0], x.device):
-            first, *others = position[piece].unbind(1)
-            torch.index_select(d_slots, 0, first, out=d_x[piece])
-            for slot in others:
-                d_x[piece] += d_slots.index_select(0, slot)
-        return d_x, d_gate.view(-1)[assignment.inverse].view(gate.shape), None, *totals
+            first, *others = dispatch.row[piece].unbind(1)
+            d = torch.index_select(d_rows, 0, first, out=d_x[piece])
+            for row in others:
+                d += d_rows.index_select(0, row)
+            d.addmm_(d_logit[:, piece].t(), from_router)
+        return d_x, d_router, None, None, *totals
 
 
-def _expert_pieces(assignment: Assignment, x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """(expert, its slots, their tokens) until all slots are covered.
+def _route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor, Assignment]:
+    """softmax(W_g x) as (E, n), its chosen entries (n, J), and the assignment, without a graph.
 
-    There may be more tokens than slots, where rows are rounded up: they read on behind the end.
+    Experts come first: reductions over axis 0 run several times faster than over a last axis of a
+    few experts. At least float32.
     """
-    tokens = F.pad(assignment.tokens(), (0, ROW_STEP))
-    start = 0
-    for expert, count in enumerate(assignment.counts):
-        for piece in pieces(start, start + count, x.device):
-            rows = rounded(piece.stop - piece.start, x)
-            yield expert, piece, tokens[piece.start : piece.start + rows]
-        start += count
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scores = matmul_t(router.to(dtype) * LOG2_E, x.to(dtype))
+    best = scores.amax(0)
+    if top_k == 1:
+        assignment = Assignment.top1(scores, best)
+    else:
+        assignment = Assignment.from_experts(scores.topk(top_k, 0).indices.t(), scores.shape[0])
+    prob = scores.sub_(best).exp2_()
+    scale = prob.sum(0).reciprocal_()
+    prob *= scale
+    if top_k == 1:
+        return prob, scale[:, None], assignment  # the best expert's numerator is 1
+    chosen = prob.view(-1).index_select(0, assignment.by_token())
+    return prob, chosen.view(-1, top_k), assignment
 
 
-def _run_experts(x: Tensor, assignment: Assignment, weights: Weights) -> Tensor:
-    """Outputs of all slots in the order of experts ``(m, N)``, outside of any graph."""
-    y = x.new_empty(assignment.order.shape[0], x.shape[1])
-    for expert, piece, tokens in _expert_pieces(assignment, x):
-        output = expert_forward(x.index_select(0, tokens), [w[expert] for w in weights])
-        y[piece] = output[: piece.stop - piece.start]
+def _run_experts(x: Tensor, dispatch: Dispatch, weights: Weights) -> Tensor:
+    """Outputs of the rows of ``dispatch`` for tokens ``(n, N)``, without a graph."""
+    y = x.new_empty(dispatch.token.shape[0], x.shape[1])
+    for piece, expert in _expert_pieces(dispatch, x.device, weights):
+        y[piece] = expert_forward(x.index_select(0, dispatch.token[piece]), expert)
     return y
 
 
-def naive_experts(x: Tensor, assignment: Assignment, gate: Tensor, weights: Weights) -> Tensor:
-    """The same expert by expert with masks and plain operations: the reference in tests."""
-    w1, b1, w2, b2 = weights
-    chosen = assignment.experts()
-    out = torch.zeros_like(x)
-    for expert in range(w1.shape[0]):
-        token, choice = torch.nonzero(chosen == expert, as_tuple=True)
-        y = F.linear(F.silu(F.linear(x[token], w1[expert], b1[expert])), w2[expert], b2[expert])
-        out = out.index_add(0, token, y * gate[token, choice, None])
-    return out
+def _expert_pieces(dispatch: Dispatch, device: torch.device, *stacked: Weights) -> Iterator[tuple]:
+    """(rows, this expert's part of each of ``stacked``) until all rows are covered."""
+    experts = zip(*(zip(*(w.unbind(0) for w in ws), strict=True) for ws in stacked), strict=True)
+    for run, expert in zip(dispatch.runs, experts, strict=True):
+        for piece in pieces(run.start, run.stop, device):
+            yield piece, *expert
+
+
+def _choices(rows: Tensor, gate: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Column by column of two ``(n, J)``: rows (n,), weights (n, 1)."""
+    return zip(rows.unbind(1), gate.split(1, 1), strict=True)

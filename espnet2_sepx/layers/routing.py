@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from espnet2_sepx.layers.norms import Padding
 class Assignment:
     """Which experts the tokens chose, ready for dispatch.
 
-    Slot t J + j is token t's j-th choice; a cell is (expert, token) as expert n + token.
+    Slot t J + j is token t's j-th choice; a cell is (expert, token) as expert n + token. The cells
+    are listed expert by expert.
     """
 
     cell: Tensor
@@ -65,29 +66,56 @@ class Assignment:
         return Assignment(cell, cell % tokens, [b - a for a, b in pairwise(bounds)], 1)
 
     @cached_property
-    def inverse(self) -> Tensor:
-        """Position of each slot in the order of experts ``(m,)``."""
-        index = torch.arange(self.order.shape[0], device=self.order.device)
-        return torch.empty_like(self.order).scatter_(0, self.order, index)
-
-    def tokens(self) -> Tensor:
-        """Token of each slot in the order of experts ``(m,)``."""
-        return self.order if self.choices == 1 else self.order // self.choices
-
-    def expert_of_slots(self) -> Tensor:
+    def expert_of_slot(self) -> Tensor:
         """Expert of each slot in the order of experts ``(m,)``."""
         experts = torch.arange(len(self.counts), device=self.order.device)
         counts = torch.tensor(self.counts, device=self.order.device)
         return experts.repeat_interleave(counts, output_size=self.order.shape[0])
 
+    def tokens(self) -> Tensor:
+        """Token of each slot in the order of experts ``(m,)``."""
+        return self.order if self.choices == 1 else self.order // self.choices
+
     def by_token(self) -> Tensor:
         """Cell of each slot in the order of tokens ``(m,)``."""
-        return self.cell.index_select(0, self.inverse)
+        return torch.empty_like(self.cell).scatter_(0, self.order, self.cell)
 
     def experts(self) -> Tensor:
         """Chosen experts ``(n, J)``."""
         num_tokens = self.order.shape[0] // self.choices
         return (self.by_token() // num_tokens).view(num_tokens, self.choices)
+
+    def dispatch(self, step: int) -> Dispatch:
+        """A table in which the run of each expert is padded to a multiple of ``step`` rows."""
+        starts, runs = [0], []
+        for count in self.counts:
+            padded = count + (-count % step)
+            runs.append(slice(starts[-1], starts[-1] + padded))
+            starts.append(starts[-1] + padded)
+        slots = torch.arange(self.order.shape[0], device=self.order.device)
+        begins = [0, *accumulate(self.counts)]
+        shifts = torch.tensor([start - begin for start, begin in zip(starts, begins, strict=True)])
+        row = slots + shifts.to(slots.device).index_select(0, self.expert_of_slot)
+        token = row.new_zeros(starts[-1]).scatter_(0, row, self.tokens())
+        row_of_slot = torch.empty_like(row).scatter_(0, self.order, row)
+        return Dispatch(runs, token, row_of_slot.view(-1, self.choices))
+
+
+@dataclass
+class Dispatch:
+    """A table of rows, one per slot and some of padding, sorted by expert."""
+
+    runs: list[slice]
+    """Rows of each expert."""
+    token: Tensor
+    """Token of each row; 0 in padding."""
+    row: Tensor
+    """Row of each token's choices, ``(n, J)``."""
+
+    def spread(self, gate: Tensor) -> Tensor:
+        """``(n, J)`` to (rows, 1), zero in padding."""
+        rows = gate.new_zeros(self.token.shape[0])
+        return rows.scatter_(0, self.row.view(-1), gate.reshape(-1))[:, None]
 
 
 @dataclass
@@ -149,23 +177,29 @@ def routing_stats(
     rows = math.prod(shape)
     token = assignment.tokens()
     row = torch.arange(rows, device=prob.device).view(shape).expand(cells).reshape(-1)
-    where = assignment.expert_of_slots().mul_(rows).add_(row.index_select(0, token))
+    where = assignment.expert_of_slot * rows + row.index_select(0, token)
     p = prob.view(num_experts, *cells)
-    over = [dim + 1 for dim in dims]
     if padding is None:
-        picked = torch.bincount(where, minlength=num_experts * rows).to(prob.dtype)
-        count = num_tokens / rows
-        scale = num_experts / (assignment.choices * count**2 * rows)
-        losses = (picked.view(num_experts, rows) * p.sum(over).view(num_experts, rows)).sum()
+        picked = torch.bincount(where, minlength=num_experts * rows)
         top1_prob = chosen[:, 0].mean()
+        count = prob.new_full((1,), num_tokens / rows)
+        used = count.new_full((), rows)
     else:
         valid = padding.like(p[0]).expand(cells)
         weight = valid.reshape(-1)
-        picked = torch.bincount(where, weight[token], num_experts * rows).to(prob.dtype)
-        count = valid.sum(dims).view(-1)
-        scale = num_experts / (assignment.choices * (count > 0).sum().to(prob.dtype))
-        losses = picked.view(num_experts, rows) * (p * valid).sum(over).view(num_experts, rows)
-        losses = (losses / count.clamp_min(1.0).square()).sum()
+        p = p * valid
+        picked = torch.bincount(where, weight[token], num_experts * rows)
         top1_prob = (chosen[:, 0] * weight).sum() / weight.sum()
-    share = picked.view(num_experts, rows).sum(1)
-    return RoutingStats(losses * scale, share / share.sum(), top1_prob, assignment, chosen)
+        count = valid.sum(dims).view(-1)
+        used = (count > 0).sum()
+    picked = picked.to(prob.dtype).view(num_experts, rows)
+    total = p.sum([dim + 1 for dim in dims]).view(num_experts, rows)
+    losses = (picked * total).sum(0) / count.clamp_min(1.0).square()
+    share = picked.sum(1)
+    return RoutingStats(
+        balance=losses.sum() * (num_experts / assignment.choices) / used,
+        share=share / share.sum(),
+        top1_prob=top1_prob,
+        assignment=assignment,
+        prob=chosen,
+    )

@@ -88,19 +88,17 @@ class TFMoESeparator(AbsSeparator):
         level_norm: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("input_dim", input_dim),
-            ("num_spk", num_spk),
-            ("num_channels", num_channels),
-            ("num_blocks", num_blocks),
-            ("num_heads", num_heads),
-            ("head_dim", head_dim),
-            ("ffn_expansion", ffn_expansion),
-            ("conv_expansion", conv_expansion),
-            ("max_rel_pos", max_rel_pos),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_at_least_one(
+            input_dim=input_dim,
+            num_spk=num_spk,
+            num_channels=num_channels,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            ffn_expansion=ffn_expansion,
+            conv_expansion=conv_expansion,
+            max_rel_pos=max_rel_pos,
+        )
         if conv_kernel < 1 or conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel must be odd and positive, got {conv_kernel}")
         if not 0.0 <= dropout < 1.0:
@@ -203,6 +201,12 @@ class TFMoESeparator(AbsSeparator):
         if espnet_complex:
             outputs = [ComplexTensor(output.real, output.imag) for output in outputs]
         return outputs, ilens, others
+
+
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _per_axis(name: str, value: int | Sequence[int]) -> tuple[int, int]:

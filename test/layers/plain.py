@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet2_sepx.layers.conformer import ConformerModule, ConvModule
-from espnet2_sepx.layers.moe import MoEFeedForward, naive_experts
+from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.rnn import RNNModule
-from espnet2_sepx.layers.routing import Assignment
 from espnet2_sepx.separators.tf_moe import TFMoESeparator
 
 
@@ -97,24 +96,32 @@ def conformer(module: ConformerModule, x: Tensor) -> tuple[Tensor, Tensor]:
 def feed_forward(ffn: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(ffn, MoEFeedForward):
         return ffn.linear2(F.silu(ffn.linear1(x))), x.new_zeros(())
-    prob = torch.softmax(F.linear(x, ffn.router), -1)  # (R, L, E)
-    top, expert = prob.topk(ffn.top_k, -1)
+    y, expert, prob = mixture(ffn, x.flatten(0, 1))
+    expert, prob = (t.unflatten(0, x.shape[:2]) for t in (expert, prob))
+    chosen = F.one_hot(expert, prob.shape[-1]).sum(-2).to(x.dtype)
+    dims = (1,) if ffn.balance_scope == "sequence" else (0, 1)
+    frequency = chosen.mean(dims) * prob.shape[-1] / ffn.top_k
+    return y.view(x.shape), (frequency * prob.mean(dims)).sum(-1).mean()
+
+
+def mixture(ffn: MoEFeedForward, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(n, N)`` to outputs (n, N), chosen experts (n, J), probabilities (n, E): expert by expert,
+    with masks."""
+    prob = torch.softmax(F.linear(x, ffn.router), -1)
+    top, chosen = prob.topk(ffn.top_k, -1)
     gate = top
     if ffn.top_k > 1:
         gate = top / top.sum(-1, keepdim=True)
     elif ffn.gate != "prob":
         gate = top / (top.detach() if ffn.gate == "straight_through" else top)
-    num_experts = prob.shape[-1]
-    y = naive_experts(
-        x.flatten(0, 1),
-        Assignment.from_experts(expert.flatten(0, 1), num_experts),
-        gate.flatten(0, 1),
-        (ffn.weight1, ffn.bias1, ffn.weight2, ffn.bias2),
-    )
-    chosen = F.one_hot(expert, num_experts).sum(-2).to(x.dtype)
-    dims = (1,) if ffn.balance_scope == "sequence" else (0, 1)
-    frequency = chosen.mean(dims) * num_experts / ffn.top_k
-    return y.view(x.shape), (frequency * prob.mean(dims)).sum(-1).mean()
+    out = torch.zeros_like(x)
+    for expert, (w1, b1, w2, b2) in enumerate(
+        zip(ffn.weight1, ffn.bias1, ffn.weight2, ffn.bias2, strict=True)
+    ):
+        token, choice = torch.nonzero(chosen == expert, as_tuple=True)
+        y = F.linear(F.silu(F.linear(x[token], w1, b1)), w2, b2)
+        out = out.index_add(0, token, y * gate[token, choice, None])
+    return out, chosen, prob
 
 
 def attention(layer: torch.nn.Module, x: Tensor) -> Tensor:

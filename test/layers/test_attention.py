@@ -97,3 +97,11 @@ def test_frames_only_see_their_own_axis() -> None:
         assert (difference[touched] > 0).all()
         difference[touched] = 0
         assert difference.abs().max() == 0
+
+
+def test_second_derivatives_are_refused() -> None:
+    qkv = torch.randn(1, 3, 1, 3, 1, 2, requires_grad=True)
+    table = torch.randn(3, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(attend(qkv, table, (3,)).square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

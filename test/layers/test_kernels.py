@@ -43,16 +43,15 @@ def test_weight_gradient_whichever_is_narrower() -> None:
         )
 
 
-def test_rounding_of_rows() -> None:
-    assert kernels.rounded(5, torch.zeros(1)) in (5, kernels.ROW_STEP)
-    assert kernels.rounded(kernels.ROW_STEP, torch.zeros(1)) == kernels.ROW_STEP
-    assert kernels.rounded(5, torch.zeros(1, dtype=torch.double)) == 5
+def test_row_step() -> None:
+    assert kernels.row_step(torch.zeros(1)) in (1, kernels.ROW_STEP)
+    assert kernels.row_step(torch.zeros(1, dtype=torch.double)) == 1
 
 
 def test_without_onednn_the_default_is_used(no_onednn) -> None:
     x, weight = torch.randn(4, 3), torch.randn(2, 3)
     assert torch.equal(kernels.matmul_t(x, weight), F.linear(x, weight))
-    assert kernels.rounded(5, x) == 5
+    assert kernels.row_step(x) == 1
     assert torch.equal(kernels.linear(x, weight), F.linear(x, weight))
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+import plain
 import pytest
 import torch
+import torch.nn.functional as F
 
 from espnet2_sepx.layers.feed_forward import FeedForward
-from espnet2_sepx.layers.moe import GATES, MoEFeedForward, naive_experts, sorted_experts
+from espnet2_sepx.layers.moe import GATES, MoEFeedForward
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.routing import Assignment
-
-
-def stacked(num_experts: int, dim: int = 4, hidden: int = 6) -> tuple[torch.Tensor, ...]:
-    shapes = (
-        (num_experts, hidden, dim),
-        (num_experts, hidden),
-        (num_experts, dim, hidden),
-        (num_experts, dim),
-    )
-    return tuple(torch.randn(s, dtype=torch.double, requires_grad=True) for s in shapes)
 
 
 def layer(num_experts: int = 5, **options) -> MoEFeedForward:
@@ -30,26 +22,43 @@ def cells(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, 8, dtype=torch.double)
 
 
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(
     ("tokens", "num_experts", "top_k"),
-    [(40, 5, 1), (40, 5, 2), (40, 5, 3), (1, 5, 1), (3, 12, 1), (3, 12, 2)],
+    [(40, 5, 1), (40, 5, 2), (40, 5, 3), (1, 5, 1), (3, 12, 1), (3, 12, 2), (700, 2, 1)],
 )
-def test_sorted_dispatch_equals_naive(tokens, num_experts, top_k) -> None:
+def test_sorted_dispatch_equals_naive(tokens, num_experts, top_k, gate) -> None:
     """Values and all gradients; experts without tokens, one token, more experts than tokens."""
-    expert = torch.stack([torch.randperm(num_experts)[:top_k] for _ in range(tokens)])
-    expert[expert == 2] = 1 if top_k == 1 else 2  # with J = 1, expert 2 gets none
-    assignment = Assignment.from_experts(expert, num_experts)
-    assert torch.equal(assignment.experts(), expert)
-    x = torch.randn(tokens, 4, dtype=torch.double, requires_grad=True)
-    gate = torch.rand(tokens, top_k, dtype=torch.double, requires_grad=True)
-    weights = stacked(num_experts)
-    upstream = torch.randn_like(x)
+    moe = layer(num_experts, top_k=top_k, gate=gate)
+    x = torch.randn(tokens, 8, dtype=torch.double, requires_grad=True)
+    inputs = (x, *moe.parameters())
+    ours, stats = moe(x.view(1, tokens, 1, 8))
+    reference, chosen, prob = plain.mixture(moe, x)
+    torch.testing.assert_close(ours.view(tokens, 8), reference)
+    assert torch.equal(stats.assignment.experts(), chosen)
+    torch.testing.assert_close(stats.prob, prob.gather(1, chosen))
+    upstream = torch.randn_like(reference)
+    frequency = F.one_hot(chosen, num_experts).sum((0, 1)) * (num_experts / (top_k * tokens))
+    ours = (ours.view(tokens, 8) * upstream).sum() + stats.balance
+    reference = (reference * upstream).sum() + (frequency * prob.mean(0)).sum()
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(reference, inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_padding_of_runs_changes_nothing(monkeypatch) -> None:
+    """float32, where runs of slots may be rounded up for oneDNN, against float64."""
+    moe = layer(5).float()
+    x = torch.randn(1, 50, 3, 8, requires_grad=True)
     results = []
-    for dispatch in (sorted_experts, naive_experts):
-        y = dispatch(x, assignment, gate, weights)
-        results.append((y, *torch.autograd.grad(y, (x, gate, *weights), upstream)))
-    for ours, reference in zip(*results, strict=True):
-        torch.testing.assert_close(ours, reference)
+    for step in (1, 16):
+        monkeypatch.setattr("espnet2_sepx.layers.moe.row_step", lambda x, step=step: step)
+        y, stats = moe(x)
+        grads = torch.autograd.grad(y.square().sum() + stats.balance, (x, *moe.parameters()))
+        results.append((y, *grads))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_gradcheck_of_the_layer() -> None:
@@ -91,14 +100,8 @@ def test_one_expert_is_the_dense_layer(gate) -> None:
     torch.testing.assert_close(y, dense(x))
     assert stats.balance.item() == pytest.approx(1.0)
     tokens = x.flatten(0, 2)
-    naive = naive_experts(
-        tokens,
-        Assignment.from_experts(torch.zeros(len(tokens), 1, dtype=torch.long), 1),
-        torch.ones(len(tokens), 1, dtype=torch.double),
-        (moe.weight1, moe.bias1, moe.weight2, moe.bias2),
-    )
-    plain = dense.linear2(torch.nn.functional.silu(dense.linear1(tokens)))
-    assert torch.equal(naive, plain)
+    naive = plain.mixture(moe, tokens)[0]
+    assert torch.equal(naive, dense.linear2(F.silu(dense.linear1(tokens))))
 
 
 def test_all_experts_chosen_is_the_softmax_mixture() -> None:
@@ -106,7 +109,7 @@ def test_all_experts_chosen_is_the_softmax_mixture() -> None:
     tokens = x.flatten(0, 2)
     prob = torch.softmax(tokens @ moe.router.t(), -1)
     hidden = torch.einsum("nd,ehd->neh", tokens, moe.weight1) + moe.bias1
-    every = torch.einsum("neh,edh->ned", torch.nn.functional.silu(hidden), moe.weight2) + moe.bias2
+    every = torch.einsum("neh,edh->ned", F.silu(hidden), moe.weight2) + moe.bias2
     torch.testing.assert_close(moe(x)[0].flatten(0, 2), (prob[:, :, None] * every).sum(1))
 
 
