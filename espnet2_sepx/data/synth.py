@@ -67,8 +67,8 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Pauses between words, in 10 ms. Without them two generated voices overlap all the time; with them
-# a mixture overlaps as much as one of recorded read speech (70 % of the time speech is heard).
+# Pauses between words, in 10 ms. With next to none (0 to 30 ms) two voices overlap 94 % of the time
+# speech is heard; with these 73 to 75 %, against 68 to 70 % in mixtures of recorded read speech.
 _GAPS = (2, 20)
 
 # Ranges of espeak's pitch (50 is the variant's own, 70 is 3.3 semitones up) and of the warp.
