@@ -1,7 +1,7 @@
 """Sparse mixture-of-experts feed-forward (TF-MoE, section 2.2, eqs. 2-4).
 
 Legend: B batch, T frames, K bands, N channels, H hidden width, E experts, J chosen experts, n
-tokens (time-frequency cells), m = n J slots (one chosen expert of one token).
+tokens (time-frequency cells).
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class _Mixture(torch.autograd.Function):
             for row, weight in others:
                 out[piece].addcmul_(y.index_select(0, row), weight)
         ctx.save_for_backward(x, router, y, prob, chosen, *weights)
-        ctx.gate, ctx.assignment, ctx.dispatch = gate, assignment, dispatch
+        ctx.gate, ctx.expert, ctx.dispatch = gate, assignment.expert, dispatch
         ctx.mark_non_differentiable(chosen)
         return out, prob, chosen, assignment
 
@@ -194,9 +194,8 @@ class _Mixture(torch.autograd.Function):
             g *= factor[piece]
             d_rows[piece] = expert_backward(x.index_select(0, tokens), g, *expert)
         d_chosen = _gate_backward(ctx.gate, chosen, d_gate[dispatch.row].to(chosen.dtype))
-        d_prob = d_prob.contiguous().view(-1)
-        d_prob = d_prob.scatter_add(0, ctx.assignment.by_token(), d_chosen.view(-1))
-        d_logit = torch._softmax_backward_data(d_prob.view(prob.shape), prob, 0, prob.dtype)
+        d_prob = d_prob.scatter_add(0, ctx.expert.long().t(), d_chosen.t())
+        d_logit = torch._softmax_backward_data(d_prob, prob, 0, prob.dtype)
         d_router = matmul_t(d_logit, x.to(prob.dtype).t()).to(router.dtype)
         d_x, from_router = torch.empty_like(x), router.to(x.dtype)
         d_logit = d_logit.to(x.dtype)
@@ -217,18 +216,13 @@ def _route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor, Assig
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     scores = matmul_t(router.to(dtype) * LOG2_E, x.to(dtype))
-    best = scores.amax(0)
-    if top_k == 1:
-        assignment = Assignment.top1(scores, best)
-    else:
-        assignment = Assignment.from_experts(scores.topk(top_k, 0).indices.t(), scores.shape[0])
-    prob = scores.sub_(best).exp2_()
+    prob = scores.sub_(scores.amax(0)).exp2_()
     scale = prob.sum(0).reciprocal_()
-    prob *= scale
     if top_k == 1:
-        return prob, scale[:, None], assignment  # the best expert's numerator is 1
-    chosen = prob.view(-1).index_select(0, assignment.by_token())
-    return prob, chosen.view(-1, top_k), assignment
+        assignment = Assignment.of_best(prob)
+        return prob.mul_(scale), scale[:, None], assignment  # the best one's numerator is 1
+    chosen, expert = prob.mul_(scale).topk(top_k, 0)
+    return prob, chosen.t(), Assignment.of_experts(expert.t(), prob.shape[0], prob)
 
 
 def _run_experts(x: Tensor, dispatch: Dispatch, weights: Weights) -> Tensor:

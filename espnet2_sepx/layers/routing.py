@@ -1,15 +1,13 @@
 """Which token goes to which expert, how evenly, and how that is punished and reported.
 
 Legend: B batch, T frames, K bands, E experts, J chosen experts, n tokens (time-frequency cells),
-m = n J slots (one chosen expert of one token), R rows of a balance set.
+slot: one chosen expert of one token.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -19,86 +17,51 @@ from espnet2_sepx.layers.norms import Padding
 
 @dataclass
 class Assignment:
-    """Which experts the tokens chose, ready for dispatch.
+    """Which experts the tokens chose. Slot t J + j is token t's j-th choice."""
 
-    Slot t J + j is token t's j-th choice; a cell is (expert, token) as expert n + token. The cells
-    are listed expert by expert.
-    """
-
-    cell: Tensor
-    """Cell of each slot in the order of experts ``(m,)``."""
-    order: Tensor
-    """Slots in the order of experts ``(m,)``."""
-    counts: list[int]
-    """Slots per expert."""
-    choices: int
-    """J."""
+    expert: Tensor
+    """Chosen experts ``(n, J)`` int16, best first."""
+    picked: Tensor
+    """1 where a token chose an expert, else 0: ``(E, n)``."""
 
     @staticmethod
-    def from_experts(expert: Tensor, num_experts: int) -> Assignment:
-        """From chosen experts ``(n, J)``, each token's choices distinct."""
-        tokens, choices = expert.shape
-        slots = expert.reshape(-1)
-        order = torch.argsort(slots, stable=True)
-        counts = torch.bincount(slots, minlength=num_experts).tolist()
-        cell = slots.index_select(0, order) * tokens + order // choices
-        return Assignment(cell, order, counts, choices)
-
-    @staticmethod
-    def top1(scores: Tensor, best: Tensor) -> Assignment:
-        """Each token's best expert by ``scores (E, n)``; the lowest index among equals.
-
-        The maxima, read row by row, already come sorted by expert: no sorting, no argmax.
+    def of_best(relative: Tensor) -> Assignment:
+        """Each token's best expert; the lowest index among equals.
 
         Args:
-            scores: detached.
-            best: their maximum ``(n,)``.
+            relative: ``(E, n)``, exactly 1 for the best, below 1 for the others.
         """
-        num_experts, tokens = scores.shape
-        if scores.device.type == "cpu":  # NumPy compares and searches several times faster
-            cell = torch.from_numpy((scores.numpy() == best.numpy()).ravel().nonzero()[0])
-        else:
-            cell = (scores == best).flatten().nonzero().flatten()
-        if cell.shape[0] != tokens:  # equal scores
-            return Assignment.from_experts(scores.max(0).indices[:, None], num_experts)
-        ends = torch.arange(0, (num_experts + 1) * tokens, tokens, device=cell.device)
-        bounds = torch.searchsorted(cell, ends).tolist()
-        return Assignment(cell, cell % tokens, [b - a for a, b in pairwise(bounds)], 1)
+        num_experts, tokens = relative.shape
+        picked = relative.floor()
+        if picked.sum(dtype=torch.float64) != tokens:  # equal scores
+            return Assignment.of_experts(relative.max(0).indices[:, None], num_experts, picked)
+        index = torch.arange(num_experts, device=picked.device, dtype=picked.dtype)
+        return Assignment((index @ picked).to(torch.int16)[:, None], picked)
 
-    @cached_property
-    def expert_of_slot(self) -> Tensor:
-        """Expert of each slot in the order of experts ``(m,)``."""
-        experts = torch.arange(len(self.counts), device=self.order.device)
-        counts = torch.tensor(self.counts, device=self.order.device)
-        return experts.repeat_interleave(counts, output_size=self.order.shape[0])
-
-    def tokens(self) -> Tensor:
-        """Token of each slot in the order of experts ``(m,)``."""
-        return self.order if self.choices == 1 else self.order // self.choices
-
-    def by_token(self) -> Tensor:
-        """Cell of each slot in the order of tokens ``(m,)``."""
-        return torch.empty_like(self.cell).scatter_(0, self.order, self.cell)
-
-    def experts(self) -> Tensor:
-        """Chosen experts ``(n, J)``."""
-        num_tokens = self.order.shape[0] // self.choices
-        return (self.by_token() // num_tokens).view(num_tokens, self.choices)
+    @staticmethod
+    def of_experts(expert: Tensor, num_experts: int, like: Tensor) -> Assignment:
+        """From chosen experts ``(n, J)``, each token's choices distinct; dtype as ``like``."""
+        picked = like.new_zeros(num_experts, expert.shape[0])
+        return Assignment(expert.to(torch.int16), picked.scatter_(0, expert.long().t(), 1.0))
 
     def dispatch(self, step: int) -> Dispatch:
         """A table in which the run of each expert is padded to a multiple of ``step`` rows."""
-        starts, runs = [0], []
-        for count in self.counts:
-            padded = count + (-count % step)
-            runs.append(slice(starts[-1], starts[-1] + padded))
-            starts.append(starts[-1] + padded)
-        slots = torch.arange(self.order.shape[0], device=self.order.device)
-        begins = [0, *accumulate(self.counts)]
-        shifts = torch.tensor([start - begin for start, begin in zip(starts, begins, strict=True)])
-        row = slots + shifts.to(slots.device).index_select(0, self.expert_of_slot)
-        token = row.new_zeros(starts[-1]).scatter_(0, row, self.tokens())
-        row_of_slot = torch.empty_like(row).scatter_(0, self.order, row)
-        return Dispatch(runs, token, row_of_slot.view(-1, self.choices))
+        device, (tokens, choices) = self.expert.device, self.expert.shape
+        slots = self.expert.reshape(-1)
+        if device.type == "cpu":  # NumPy sorts small integers many times faster
+            order = torch.from_numpy(slots.numpy().argsort(kind="stable"))
+        else:
+            order = torch.argsort(slots, stable=True)
+        runs, rows, start = [], [], 0
+        for count in map(int, self.picked.sum(1, dtype=torch.float64).tolist()):
+            runs.append(slice(start, start + count + (-count % step)))
+            rows.append(torch.arange(start, start + count, device=device))
+            start = runs[-1].stop
+        row = torch.cat(rows)
+        token = row.new_zeros(start)
+        token.scatter_(0, row, order if choices == 1 else order // choices)
+        row_of_slot = torch.empty_like(row).scatter_(0, order, row)
+        return Dispatch(runs, token, row_of_slot.view(tokens, choices))
 
 
 @dataclass
@@ -172,32 +135,24 @@ def routing_stats(
         dims: axes of ``cells`` that a row spans.
         padding: which frames are valid.
     """
-    num_experts, num_tokens = prob.shape
-    shape = [1 if dim in dims else size for dim, size in enumerate(cells)]
-    rows = math.prod(shape)
-    token = assignment.tokens()
-    row = torch.arange(rows, device=prob.device).view(shape).expand(cells).reshape(-1)
-    where = assignment.expert_of_slot * rows + row.index_select(0, token)
-    p = prob.view(num_experts, *cells)
+    num_experts = prob.shape[0]
+    p, picked = prob.view(num_experts, *cells), assignment.picked.view(num_experts, *cells)
     if padding is None:
-        picked = torch.bincount(where, minlength=num_experts * rows)
+        count = prob.new_full((), math.prod(cells[dim] for dim in dims))
+        used = math.prod(cells) / count
         top1_prob = chosen[:, 0].mean()
-        count = prob.new_full((1,), num_tokens / rows)
-        used = count.new_full((), rows)
     else:
         valid = padding.like(p[0]).expand(cells)
-        weight = valid.reshape(-1)
-        p = p * valid
-        picked = torch.bincount(where, weight[token], num_experts * rows)
-        top1_prob = (chosen[:, 0] * weight).sum() / weight.sum()
-        count = valid.sum(dims).view(-1)
+        p, picked = p * valid, picked * valid
+        count = valid.sum(dims)
         used = (count > 0).sum()
-    picked = picked.to(prob.dtype).view(num_experts, rows)
-    total = p.sum([dim + 1 for dim in dims]).view(num_experts, rows)
-    losses = (picked * total).sum(0) / count.clamp_min(1.0).square()
-    share = picked.sum(1)
+        top1_prob = (chosen[:, 0] * valid.reshape(-1)).sum() / valid.sum()
+    over = [dim + 1 for dim in dims]
+    picked = picked.sum(over)  # (E, rows ...)
+    losses = (picked * p.sum(over)).sum(0) / count.clamp_min(1.0).square()
+    share = picked.view(num_experts, -1).sum(1)
     return RoutingStats(
-        balance=losses.sum() * (num_experts / assignment.choices) / used,
+        balance=losses.sum() * (num_experts / chosen.shape[1]) / used,
         share=share / share.sum(),
         top1_prob=top1_prob,
         assignment=assignment,

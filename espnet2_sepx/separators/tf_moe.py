@@ -292,7 +292,7 @@ def _routing_records(
             axis=axis,
             block=block,
             ffn=ffn,
-            expert=layer.assignment.experts().to("cpu", torch.int16).view(*shape, -1),
+            expert=layer.assignment.expert.to("cpu").view(*shape, -1),
             prob=layer.prob.to("cpu", torch.float32).view(*shape, -1),
             valid=valid,
         )

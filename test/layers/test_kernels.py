@@ -55,6 +55,13 @@ def test_without_onednn_the_default_is_used(no_onednn) -> None:
     assert torch.equal(kernels.linear(x, weight), F.linear(x, weight))
 
 
+def test_the_trial_leaves_random_numbers_alone() -> None:
+    kernels.onednn_linear.cache_clear()
+    state = torch.get_rng_state()
+    kernels.onednn_linear()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_switched_off_by_the_variable_and_layers_import_nothing_of_espnet() -> None:
     code = (
         "import sys, espnet2_sepx.layers.conformer, espnet2_sepx.layers.band_split;"

@@ -35,7 +35,7 @@ def test_sorted_dispatch_equals_naive(tokens, num_experts, top_k, gate) -> None:
     ours, stats = moe(x.view(1, tokens, 1, 8))
     reference, chosen, prob = plain.mixture(moe, x)
     torch.testing.assert_close(ours.view(tokens, 8), reference)
-    assert torch.equal(stats.assignment.experts(), chosen)
+    assert torch.equal(stats.assignment.expert.long(), chosen)
     torch.testing.assert_close(stats.prob, prob.gather(1, chosen))
     upstream = torch.randn_like(reference)
     frequency = F.one_hot(chosen, num_experts).sum((0, 1)) * (num_experts / (top_k * tokens))
@@ -72,16 +72,37 @@ def test_gradcheck_of_the_layer() -> None:
     assert torch.autograd.gradcheck(function, (x, *moe.parameters()))
 
 
-def test_top1_assignment_is_the_argmax_also_among_equals() -> None:
-    prob = torch.rand(4, 50)
-    assert torch.equal(Assignment.top1(prob, prob.amax(0)).experts()[:, 0], prob.argmax(0))
-    prob[:, 10:20] = 0.25
-    prob[1:3, 30] = 2.0
-    expert = Assignment.top1(prob, prob.amax(0)).experts()[:, 0]
+def test_best_expert_is_the_argmax_also_among_equals() -> None:
+    scores = torch.rand(4, 50)
+    relative = scores / scores.amax(0)
+    assert torch.equal(Assignment.of_best(relative).expert[:, 0].long(), relative.argmax(0))
+    relative[:, 10:20] = 1.0
+    relative[:, 30] = torch.tensor([0.5, 1.0, 1.0, 0.5])
+    assignment = Assignment.of_best(relative)
+    expert = assignment.expert[:, 0].long()
     assert (expert[10:20] == 0).all()
     assert expert[30] == 1
     keep = [i for i in range(50) if not (10 <= i < 20 or i == 30)]
-    assert torch.equal(expert[keep], prob.argmax(0)[keep])
+    assert torch.equal(expert[keep], relative.argmax(0)[keep])
+    assert torch.equal(assignment.picked, F.one_hot(expert, 4).t().float())
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_dispatch_lists_every_choice_once_by_expert(step) -> None:
+    expert = torch.stack([torch.randperm(6)[:2] for _ in range(30)])
+    dispatch = Assignment.of_experts(expert, 6, torch.zeros(1)).dispatch(step)
+    for token in range(30):
+        for choice in range(2):
+            row = dispatch.row[token, choice]
+            assert dispatch.token[row] == token
+            run = dispatch.runs[expert[token, choice]]
+            assert run.start <= row < run.stop
+    assert all((run.stop - run.start) % step == 0 for run in dispatch.runs)
+    assert len(dispatch.row.unique()) == 60
+    gate = torch.rand(30, 2)
+    spread = dispatch.spread(gate)
+    assert torch.equal(spread[dispatch.row, 0], gate)
+    assert spread.count_nonzero() == 60
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -123,7 +144,9 @@ def test_permuting_experts_permutes_the_record_only(top_k) -> None:
             parameter.copy_(parameter[order])
     permuted, permuted_stats = moe(x)
     torch.testing.assert_close(permuted, y)
-    assert torch.equal(order[permuted_stats.assignment.experts()], stats.assignment.experts())
+    assert torch.equal(
+        order[permuted_stats.assignment.expert.long()], stats.assignment.expert.long()
+    )
     torch.testing.assert_close(permuted_stats.share, stats.share[order])
 
 
@@ -237,4 +260,4 @@ def test_router_runs_in_float32_under_autocast() -> None:
         y, stats = moe(x)
     assert y.dtype == torch.bfloat16
     assert stats.balance.dtype == stats.prob.dtype == torch.float32
-    assert torch.equal(stats.assignment.experts(), moe(x)[1].assignment.experts())
+    assert torch.equal(stats.assignment.expert, moe(x)[1].assignment.expert)
