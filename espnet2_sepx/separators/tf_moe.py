@@ -21,6 +21,8 @@ from torch_complex.tensor import ComplexTensor
 
 from espnet2_sepx.layers.band_split import BandSplit, MaskDecoder, check_bands, mel_bands
 from espnet2_sepx.layers.conformer import ConformerModule
+from espnet2_sepx.layers.cost_track import CostTrack
+from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.rnn import RNNModule
 from espnet2_sepx.layers.routing import RoutingRecord, RoutingStats
@@ -60,6 +62,8 @@ class TFMoESeparator(AbsSeparator):
     Attributes:
         record_routing: set true to have every forward pass fill ``last_routing``.
         last_routing: RoutingRecord of each mixture layer in order of execution, on the CPU.
+        record_cost: set true to have every forward pass fill ``last_cost``.
+        last_cost: CostTrack of the experts' work; densest is all E experts for every token.
     """
 
     def __init__(
@@ -111,6 +115,8 @@ class TFMoESeparator(AbsSeparator):
         self.level_norm = level_norm
         self.record_routing = False
         self.last_routing: list[RoutingRecord] = []
+        self.record_cost = False
+        self.last_cost: CostTrack | None = None
         experts_t, experts_f = _per_axis("num_experts", num_experts)
         top_k_t, top_k_f = _per_axis("top_k", top_k)
 
@@ -198,9 +204,28 @@ class TFMoESeparator(AbsSeparator):
         others.update(_routing_figures(stats, mask))
         if self.record_routing:
             self.last_routing = _routing_records(stats, ilens, z.shape[:3])
+        if self.record_cost:
+            self.last_cost = self._cost_track(stats, ilens, z.shape[:3])
         if espnet_complex:
             outputs = [ComplexTensor(output.real, output.imag) for output in outputs]
         return outputs, ilens, others
+
+    def _cost_track(
+        self,
+        stats: OrderedDict[tuple[str, int, int], RoutingStats],
+        ilens: Tensor,
+        cells: torch.Size,
+    ) -> CostTrack:
+        """Two products per chosen expert and token; every frame of B, T, K cells has K tokens."""
+        executed = torch.zeros(cells[:2], dtype=torch.float64)
+        densest = torch.zeros_like(executed)
+        for (axis, block, ffn), layer in stats.items():
+            experts = self.get_submodule(f"blocks.{block - 1}.{axis}.ffn{ffn}")
+            assert isinstance(experts, MoEFeedForward)
+            one = experts.weight1[0].numel() + experts.weight2[0].numel()
+            executed += one * cells[2] * layer.assignment.expert.shape[1]
+            densest += one * cells[2] * experts.weight1.shape[0]
+        return CostTrack(executed, densest, _valid(ilens, cells[1]))
 
 
 def _check_at_least_one(**values: int) -> None:
@@ -283,10 +308,15 @@ def _routing_figures(
     return figures
 
 
+def _valid(ilens: Tensor, frames: int) -> Tensor:
+    """Which frames are not padding, ``(B, T)`` on the CPU."""
+    return torch.arange(frames) < ilens.cpu()[:, None]
+
+
 def _routing_records(
     stats: OrderedDict[tuple[str, int, int], RoutingStats], ilens: Tensor, shape: torch.Size
 ) -> list[RoutingRecord]:
-    valid = torch.arange(shape[1]) < ilens.cpu()[:, None]
+    valid = _valid(ilens, shape[1])
     return [
         RoutingRecord(
             axis=axis,
