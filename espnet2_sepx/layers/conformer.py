@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from espnet2_sepx.layers.attention import RelativeAttention
 from espnet2_sepx.layers.cache import EvalCache
 from espnet2_sepx.layers.feed_forward import FeedForward
-from espnet2_sepx.layers.kernels import linear, matmul_t, pieces
+from espnet2_sepx.layers.kernels import linear, matmul_t, may_infer, pieces
 from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.norms import MaskedBatchNorm, Padding
 from espnet2_sepx.layers.routing import RoutingStats
@@ -136,7 +136,7 @@ class ConformerModule(nn.Module):
     def forward(
         self, x: Tensor, padding: Padding | None = None
     ) -> tuple[Tensor, list[RoutingStats]]:
-        if self._may_infer(x):
+        if may_infer(self, x):
             return self._infer(x.clone(memory_format=torch.contiguous_format), padding)
         stats: list[RoutingStats] = []
         y = self._feed_forward(self.ffn1, self.norm_ffn1(x), padding, stats)
@@ -145,15 +145,6 @@ class ConformerModule(nn.Module):
         x = x + self.dropout(self.conv(self.norm_conv(x), padding))
         y = self._feed_forward(self.ffn2, self.norm_ffn2(x), padding, stats)
         return self.norm_out(torch.add(x, self.dropout(y), alpha=0.5)), stats
-
-    def _may_infer(self, x: Tensor) -> bool:
-        """No graph, no dropout, one dtype of at least float32 throughout."""
-        return (
-            not self.training
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled(x.device.type)
-            and torch.promote_types(x.dtype, torch.float32) == x.dtype
-        )
 
     def _infer(self, x: Tensor, padding: Padding | None) -> tuple[Tensor, list[RoutingStats]]:
         """The same on a tensor of our own, in place and in pieces that stay in cache."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Result = TypeVar("Result")
@@ -113,6 +113,17 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype autocast wants for products of ``x``, outside of autocast that of ``x``."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def may_infer(layer: nn.Module, x: Tensor) -> bool:
+    """Whether ``layer`` may work in place on ``x``: no graph, no dropout, one dtype throughout of
+    at least float32."""
+    return (
+        not layer.training
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and torch.promote_types(x.dtype, torch.float32) == x.dtype
+    )
 
 
 def without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
