@@ -7,11 +7,14 @@ with ``iterator_type: sequence``: every utterance takes part, long ones are crop
 short ones stay whole (ESPnet's collate function pads them and tells the model their lengths).
 
 Random numbers come from NumPy's global generator, which ESPnet seeds per epoch and worker, so a
-resumed training sees the data an uninterrupted one would have seen.
+resumed training sees the data an uninterrupted one would have seen; and from the utterance's name,
+since ESPnet gives the processes of a distributed training the same seeds: without the name, all of
+them would mix the same examples.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -84,9 +87,10 @@ class SeparationPreprocessor(AbsPreprocessor):
         """``data``: name -> (samples,) array. Changed only in training."""
         if not self.train or "speech_ref1" not in data:
             return data
+        rng = np.random.default_rng([np.random.randint(2**31), zlib.crc32(uid.encode())])
         if self.dynamic_mixing:
-            return self._mix_sources(data)
-        return self._crop(self._perturb(data))
+            return self._mix_sources(data, rng)
+        return self._crop(self._perturb(data, rng), rng)
 
     # -- mixtures as they are on disk ----------------------------------------------------------
 
@@ -94,15 +98,15 @@ class SeparationPreprocessor(AbsPreprocessor):
         names = ["speech_mix", *(f"speech_ref{n + 1}" for n in range(self.num_spk)), "noise_ref1"]
         return [name for name in names if name in data]
 
-    def _perturb(self, data: dict) -> dict:
-        speed = self._draw_speed()
+    def _perturb(self, data: dict, rng: np.random.Generator) -> dict:
+        speed = self._draw_speed(rng)
         return {**data, **{n: change_speed(data[n], speed) for n in self._signal_names(data)}}
 
-    def _crop(self, data: dict) -> dict:
+    def _crop(self, data: dict, rng: np.random.Generator) -> dict:
         length = len(data["speech_mix"])
         if self.segment is None or length <= self.segment:
             return data
-        start = np.random.randint(0, length - self.segment + 1)
+        start = rng.integers(0, length - self.segment + 1)
         window = slice(start, start + self.segment)
         return {**data, **{name: data[name][window] for name in self._signal_names(data)}}
 
@@ -124,15 +128,15 @@ class SeparationPreprocessor(AbsPreprocessor):
                 f"found {len(self.speakers)}"
             )
 
-    def _draw_speed(self) -> Fraction:
-        return self.speeds[np.random.randint(len(self.speeds))] if self.speeds else Fraction(1)
+    def _draw_speed(self, rng: np.random.Generator) -> Fraction:
+        return self.speeds[rng.integers(len(self.speeds))] if self.speeds else Fraction(1)
 
-    def _read_source(self, path: str) -> np.ndarray:
+    def _read_source(self, path: str, rng: np.random.Generator) -> np.ndarray:
         """A random part of a file, speed-perturbed, at most one segment long, at unit RMS."""
-        speed = self._draw_speed()
+        speed = self._draw_speed(rng)
         frames = soundfile.info(path).frames
         wanted = frames if self.segment is None else min(frames, round(self.segment * speed) + 1)
-        start = np.random.randint(0, frames - wanted + 1)
+        start = rng.integers(0, frames - wanted + 1)
         signal, rate = soundfile.read(path, start=start, frames=wanted, dtype="float32")
         if rate != self.sample_rate:
             raise UserError(
@@ -142,16 +146,16 @@ class SeparationPreprocessor(AbsPreprocessor):
         rms = np.sqrt(np.mean(np.square(signal), dtype=np.float64))
         return signal / max(float(rms), 1e-8)
 
-    def _mix_sources(self, data: dict) -> dict:
-        chosen = np.random.choice(len(self.speakers), self.num_spk, replace=False)
+    def _mix_sources(self, data: dict, rng: np.random.Generator) -> dict:
+        chosen = rng.choice(len(self.speakers), self.num_spk, replace=False)
         pools = [self.paths_by_speaker[self.speakers[index]] for index in chosen]
-        parts = [self._read_source(pool[np.random.randint(len(pool))]) for pool in pools]
+        parts = [self._read_source(pool[rng.integers(len(pool))], rng) for pool in pools]
         length = max(map(len, parts))
         references = np.zeros((self.num_spk, length), dtype=np.float32)
         for reference, part in zip(references, parts, strict=True):
             # the shorter utterance starts anywhere within the longer one
-            start = np.random.randint(0, length - len(part) + 1)
-            gain = 10 ** (np.random.uniform(-self.gain_db, self.gain_db) / 20)
+            start = rng.integers(0, length - len(part) + 1)
+            gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
             reference[start : start + len(part)] = gain * part
         mixture = references.sum(0)
         changed = {}

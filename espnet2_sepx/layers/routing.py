@@ -23,6 +23,8 @@ class Assignment:
     """Chosen experts ``(n, J)`` int16, best first."""
     picked: Tensor
     """1 where a token chose an expert, else 0: ``(E, n)``."""
+    counts: list[int]
+    """Tokens per expert."""
 
     @staticmethod
     def of_best(relative: Tensor) -> Assignment:
@@ -33,16 +35,18 @@ class Assignment:
         """
         num_experts, tokens = relative.shape
         picked = relative.floor()
-        if picked.sum(dtype=torch.float64) != tokens:  # equal scores
+        counts = _counts(picked)
+        if sum(counts) != tokens:  # equal scores
             return Assignment.of_experts(relative.max(0).indices[:, None], num_experts, picked)
         index = torch.arange(num_experts, device=picked.device, dtype=picked.dtype)
-        return Assignment((index @ picked).to(torch.int16)[:, None], picked)
+        return Assignment((index @ picked).to(torch.int16)[:, None], picked, counts)
 
     @staticmethod
     def of_experts(expert: Tensor, num_experts: int, like: Tensor) -> Assignment:
         """From chosen experts ``(n, J)``, each token's choices distinct; dtype as ``like``."""
         picked = like.new_zeros(num_experts, expert.shape[0])
-        return Assignment(expert.to(torch.int16), picked.scatter_(0, expert.long().t(), 1.0))
+        picked.scatter_(0, expert.long().t(), 1.0)
+        return Assignment(expert.to(torch.int16), picked, _counts(picked))
 
     def dispatch(self, step: int) -> Dispatch:
         """A table in which the run of each expert is padded to a multiple of ``step`` rows."""
@@ -53,7 +57,7 @@ class Assignment:
         else:
             order = torch.argsort(slots, stable=True)
         runs, rows, start = [], [], 0
-        for count in map(int, self.picked.sum(1, dtype=torch.float64).tolist()):
+        for count in self.counts:
             runs.append(slice(start, start + count + (-count % step)))
             rows.append(torch.arange(start, start + count, device=device))
             start = runs[-1].stop
@@ -62,6 +66,12 @@ class Assignment:
         token.scatter_(0, row, order if choices == 1 else order // choices)
         row_of_slot = torch.empty_like(row).scatter_(0, order, row)
         return Dispatch(runs, token, row_of_slot.view(tokens, choices))
+
+
+def _counts(picked: Tensor) -> list[int]:
+    """Row sums of ones and zeros; float32 counts exactly up to its 24 bits."""
+    dtype = picked.dtype if picked.shape[1] < 2**24 else torch.float64
+    return [int(count) for count in picked.sum(1, dtype=dtype).tolist()]
 
 
 @dataclass

@@ -129,6 +129,8 @@ def test_the_seed_decides_the_mixture(sources):
         drawn.append(preprocess("utt", example())["speech_mix"])
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+    np.random.seed(3)  # as in another process of the same distributed training
+    assert not np.array_equal(drawn[0], preprocess("another", example())["speech_mix"])
 
 
 @pytest.mark.parametrize(
