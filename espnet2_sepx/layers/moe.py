@@ -42,6 +42,9 @@ class MoEFeedForward(nn.Module):
     J > 1 weights each chosen expert by p over the sum of the chosen p (eq. 3), for every gate.
 
     Experts are stored stacked: every parameter gets a gradient, also if an expert has no token.
+    All start from the same weights and part ways by the tokens they see, so that in the beginning
+    each token teaches a network it would have met in any expert. The paper does not say how it
+    starts; from independent weights ``mini`` learns markedly more slowly.
 
     Shape: ``(B, T, K, N) -> (B, T, K, N)``.
 
@@ -95,8 +98,11 @@ class MoEFeedForward(nn.Module):
             (self.weight2, hidden),
             (self.bias2, hidden),
         ):
-            bound = 1.0 / math.sqrt(fan_in)  # each expert as nn.Linear initialises it
+            bound = 1.0 / math.sqrt(fan_in)  # as nn.Linear initialises
             nn.init.uniform_(tensor, -bound, bound)
+        with torch.no_grad():
+            for stacked in self._weights():
+                stacked[1:] = stacked[:1]
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> tuple[Tensor, RoutingStats]:
         dtype = compute_dtype(x)

@@ -8,14 +8,27 @@ Legend: B batch, T frames, F bins, K bands, N channels, S speakers, R rows, L se
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet2_sepx.layers.conformer import ConformerModule, ConvModule
 from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.rnn import RNNModule
 from espnet2_sepx.separators.tf_moe import TFMoESeparator
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def as_if_trained(model: Module) -> Module:
+    """The experts of ``model``, which all start the same, made different."""
+    for layer in model.modules():
+        if isinstance(layer, MoEFeedForward):
+            for parameter in layer.parameters():
+                parameter.data += 0.3 * parameter.std() * torch.randn_like(parameter)
+    return model
 
 
 def separate(model: TFMoESeparator, mixture: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -15,7 +15,7 @@ from espnet2_sepx.layers.routing import Assignment
 
 def layer(num_experts: int = 5, **options) -> MoEFeedForward:
     options = {"axis": "time", **options}
-    return MoEFeedForward(8, num_experts=num_experts, **options).double()
+    return plain.as_if_trained(MoEFeedForward(8, num_experts=num_experts, **options).double())
 
 
 def cells(*shape: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_padding_of_runs_changes_nothing(monkeypatch) -> None:
 
 
 def test_gradcheck_of_the_layer() -> None:
-    moe = MoEFeedForward(2, axis="time", num_experts=3, expansion=2).double()
+    moe = plain.as_if_trained(MoEFeedForward(2, axis="time", num_experts=3, expansion=2).double())
     x = torch.randn(1, 3, 2, 2, dtype=torch.double, requires_grad=True)
 
     def function(x, *_):
@@ -246,11 +246,18 @@ def test_balance_gradient_goes_through_the_mean_probability_alone() -> None:
     torch.testing.assert_close(ours, expected)
 
 
-def test_experts_are_initialised_like_linear_layers() -> None:
+def test_experts_start_alike_and_as_linear_layers_do() -> None:
     moe = MoEFeedForward(64, axis="time", num_experts=3)
     assert moe.weight1.abs().max().item() == pytest.approx(64**-0.5, rel=0.01)
     assert moe.weight2.abs().max().item() == pytest.approx(256**-0.5, rel=0.01)
     assert moe.weight1.std((1, 2)).tolist() == pytest.approx([64**-0.5 / 3**0.5] * 3, rel=0.05)
+    x = torch.randn(1, 20, 3, 64)
+    y, stats = moe(x)
+    assert (stats.share > 0).all()
+    dense = MoEFeedForward(64, axis="time", num_experts=1)
+    for ours, theirs in zip(dense._weights(), moe._weights(), strict=True):
+        ours.data.copy_(theirs[:1])
+    torch.testing.assert_close(y / stats.prob.view(1, 20, 3, 1), dense(x)[0])
 
 
 def test_router_runs_in_float32_under_autocast() -> None:

@@ -25,7 +25,7 @@ TINY = {
 
 
 def build(**options) -> TFMoESeparator:
-    return TFMoESeparator(33, **{**TINY, **options})
+    return plain.as_if_trained(TFMoESeparator(33, **{**TINY, **options}))
 
 
 def spectrum(batch: int, frames: int) -> torch.Tensor:
