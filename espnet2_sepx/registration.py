@@ -24,7 +24,18 @@ class Row(NamedTuple):
 
 
 TABLE = (
+    Row("encoder_choices", "conv_chunk", "espnet2_sepx.coders.conv_chunk", "ChunkConvEncoder"),
+    Row("decoder_choices", "conv_chunk", "espnet2_sepx.coders.conv_chunk", "ChunkConvDecoder"),
     Row("separator_choices", "tf_moe", "espnet2_sepx.separators.tf_moe", "TFMoESeparator"),
+    Row(
+        "separator_choices",
+        "re_sepformer",
+        "espnet2_sepx.separators.re_sepformer",
+        "RESepFormerSeparator",
+    ),
+    Row(
+        "separator_choices", "sepformer", "espnet2_sepx.separators.sepformer", "SepFormerSeparator"
+    ),
     Row("criterion_choices", "aux_scalar", "espnet2_sepx.losses.auxiliary", "AuxScalar"),
     Row("loss_wrapper_choices", "aux", "espnet2_sepx.losses.auxiliary", "AuxSolver"),
     Row(

@@ -50,15 +50,14 @@ class Segmentation:
         return (frames + gap) // hop + 1
 
     def split(self, x: Tensor) -> Tensor:
-        """``(B, T, F)`` to ``(B, S, K, F)``; overlapping chunks are a view of the padded input.
+        """``(B, T, F)`` to ``(B, S, K, F)``, a copy; overlapping chunks share memory.
 
         Frames behind an item's length must be zero if a padded batch is to equal single items.
         """
         size, frames = self.chunk_size, x.shape[1]
         chunks = self.num_chunks(frames)
         if not self.overlap:
-            behind = chunks * size - frames
-            return (F.pad(x, (0, 0, 0, behind)) if behind else x).unflatten(1, (chunks, size))
+            return F.pad(x, (0, 0, 0, chunks * size - frames)).unflatten(1, (chunks, size))
         hop = size // 2
         padded = F.pad(x, (0, 0, hop, chunks * hop - frames))  # (S + 1) P frames
         return padded.unfold(1, size, hop).transpose(2, 3)

@@ -23,6 +23,8 @@ from espnet2_sepx.layers.kernels import linear, matmul_t, may_infer
 NORM_EPS = 1e-6
 WINDOW_QUERIES = 256
 """Queries per block of windowed attention; a block sees its own and ``window - 1`` more keys."""
+GROUP_TOKENS = {"cpu": 1200, "cuda": 1 << 22}
+"""Positions of all rows that inference takes through a stack at a time."""
 FFN_TOKENS = {"cpu": 256, "cuda": 1 << 20}
 """Tokens per piece of a feed-forward in inference: hidden activations stay near the cache."""
 
@@ -92,6 +94,55 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat(out, 2)
 
 
+class KeyValueCache:
+    """Keys and values that a causal layer has seen, ``(R, H, n, d)``; all, or the last ``window``.
+
+    Memory is taken in steps that double, or once for twice the window.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.start, self.stop = 0, 0  # the part in use
+        self._memory: Tensor | None = None  # (2, R, H, capacity, d)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions; returns all that may be attended to, these included.
+
+        With a window, positions come one at a time.
+        """
+        new = k.shape[2]
+        if self.window is not None:
+            if new != 1:
+                raise ValueError(f"a windowed cache takes one position at a time, got {new}")
+            self.start = max(self.start, self.stop + 1 - self.window)
+        memory = self._with_room(k, new)
+        memory[0, :, :, self.stop : self.stop + new] = k
+        memory[1, :, :, self.stop : self.stop + new] = v
+        self.stop += new
+        keys, values = memory[:, :, :, self.start : self.stop].unbind(0)
+        return keys, values
+
+    def _with_room(self, like: Tensor, new: int) -> Tensor:
+        """The memory with space for ``new`` positions behind ``stop``."""
+        old, used = self._memory, self.stop - self.start
+        if old is not None and self.stop + new <= old.shape[3]:
+            return old
+        rows, heads, _, width = like.shape
+        capacity = 2 * (self.window if self.window is not None else used + new)
+        if old is not None and capacity == old.shape[3]:
+            memory = old
+        else:
+            memory = like.new_empty(2, rows, heads, capacity, width)
+        if old is not None:
+            memory[:, :, :, :used] = old[:, :, :, self.start : self.stop].clone()
+        self._memory, self.start, self.stop = memory, 0, used
+        return memory
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._memory is None else self._memory.nbytes
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one packed projection. Shape: ``(R, n, F) -> (R, n, F)``."""
 
@@ -109,6 +160,17 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, span: Span = EVERYTHING) -> Tensor:
         q, k, v = self.heads(linear(x, self.qkv.weight, self.qkv.bias))
         return linear(self.joined(attend(q, k, v, span)), self.out.weight, self.out.bias)
+
+    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        """Causal attention of new ``x (R, n, F)`` to what is in ``cache`` and to themselves."""
+        q, k, v = self.heads(self.qkv(x))
+        seen = cache.stop - cache.start
+        keys, values = cache.append(k, v)
+        mask = None
+        if x.shape[1] > 1:
+            mask = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device)
+            mask = mask.tril(seen)
+        return self.out(self.joined(F.scaled_dot_product_attention(q, keys, values, mask)))
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(R, n, 3 F)`` to q, k, v, each a view ``(R, H, n, d)``."""
@@ -159,6 +221,11 @@ class TransformerLayer(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), span))
         return x + self.dropout(self.ffn(self.norm2(x)))
 
+    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        """The causal layer on positions that follow those in ``cache``."""
+        x = x + self.attention.step(self.norm1(x), cache)
+        return x + self.ffn(self.norm2(x))
+
     def add_to(self, x: Tensor, span: Span = EVERYTHING) -> None:
         """The same in place on a contiguous ``x``, outside of any graph and without dropout."""
         tokens = x.view(-1, x.shape[-1])
@@ -197,9 +264,22 @@ class TransformerStack(nn.Module):
             x = layer(x, span)
         return self.norm(x)
 
+    def step(self, x: Tensor, caches: list[KeyValueCache]) -> Tensor:
+        """The causal stack on positions that follow those in ``caches`` (one per layer)."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            assert isinstance(layer, TransformerLayer)
+            x = layer.step(x, cache)
+        return self.norm(x)
+
     def infer(self, x: Tensor, span: Span = EVERYTHING) -> Tensor:
         """The same for a contiguous ``x`` that may be overwritten, if ``may_infer``."""
         for layer in self.layers:
             assert isinstance(layer, TransformerLayer)
             layer.add_to(x, span)
         return self.norm(x)
+
+
+def row_groups(rows: int, n: int, device: str = "cpu") -> list[slice]:
+    """Slices of ``rows`` sequences of ``n`` positions for ``TransformerStack.infer``."""
+    size = max(1, GROUP_TOKENS.get(device, GROUP_TOKENS["cuda"]) // max(n, 1))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -39,3 +39,25 @@ def upload(folder: str | Path, repo: str, message: str, endpoint: str | None = N
             "'hf auth login' or the variable HF_TOKEN)"
         ) from error
     return str(commit.commit_url)
+
+
+def download(repo: str, patterns: list[str]) -> Path:
+    """Fetch the files of a repository that match ``patterns`` into the hub's cache.
+
+    Args:
+        repo: ``user/name``.
+        patterns: glob patterns.
+
+    Returns:
+        Folder with the files.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns, library_name="espnet"))
+    except Exception as error:  # its classes differ between the majors of huggingface_hub
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{repo}: {reason} (check the name and the network, or download the files "
+            f"{', '.join(patterns)} and give their folder)"
+        ) from error

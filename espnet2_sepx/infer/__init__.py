@@ -1,0 +1,1 @@
+"""Running trained separators outside of ESPnet's commands."""
