@@ -26,7 +26,7 @@ from espnet2_sepx.report.results import format_interval, format_score, quantity
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GOLDEN = ROOT / "test/golden/models.json"
-PAPERS = "egs2/libri2mix/"  # the corpus of the paper's tables
+OURS = "egs2/mini/"  # all other corpora are those of papers
 
 
 def take_over(experiment: Path) -> None:
@@ -78,18 +78,24 @@ def _score(metrics: dict, metric: str) -> str:
 
 def models_table() -> str:
     """Parameter counts of the paper's configurations, as built by the tests."""
-    rows = ["| configuration | row of the paper | parameters, exactly |", "|---|---|---|"]
+    rows = [
+        "| configuration | corpus | row of the paper | parameters, exactly |",
+        "|---|---|---|---|",
+    ]
     for config, entry in sorted(json.loads(GOLDEN.read_text(encoding="utf-8")).items()):
-        if config.startswith(PAPERS):
-            what = _header(ROOT / config).partition("16 kHz min. ")[2]
-            rows.append(f"| [`{Path(config).stem}`]({config}) | {what} | {entry['parameters']:,} |")
+        if not config.startswith(OURS):
+            corpus, what = _header(ROOT / config)
+            name = f"[`{Path(config).stem}`]({config})"
+            rows.append(f"| {name} | {corpus} | {what} | {entry['parameters']:,} |")
     return "\n".join(rows)
 
 
-def _header(config: Path) -> str:
-    """The comment at the top of a configuration, as one line."""
+def _header(config: Path) -> tuple[str, str]:
+    """Corpus and row from the comment at the top of a configuration: its first line cites the
+    paper, its second one names the corpus, the others say which row it is."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
-    return " ".join(line.strip("# ") for line in lines)
+    _, corpus, *what = (line.strip("# ") for line in lines)
+    return corpus.rstrip("."), " ".join(what)
 
 
 def rebuilt(text: str) -> str:
