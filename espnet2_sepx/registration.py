@@ -130,4 +130,4 @@ def _let_streaming_run() -> None:
     for module in (sys.modules.get("__main__"), sys.modules.get(STREAMING_MODULE)):
         spec = getattr(module, "__spec__", None)
         if spec is not None and spec.name == STREAMING_MODULE and not hasattr(module, "inference"):
-            module.typechecked = lambda function: function  # type: ignore[union-attr]
+            setattr(module, "typechecked", lambda function: function)  # noqa: B010

@@ -60,7 +60,7 @@ class DualPathBlock(nn.Module):
         positions = sinusoids(0, x.shape[2], x.shape[3], x)
         rows = x.flatten(0, 1)
         out = torch.empty_like(rows)
-        for group in row_groups(*rows.shape[:2], x.device.type):
+        for group in row_groups(rows.shape[0], rows.shape[1], x.device.type):
             out[group] = self.intra.infer(rows[group] + positions)
         return out.view(x.shape)
 

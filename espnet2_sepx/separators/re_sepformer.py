@@ -66,8 +66,9 @@ class StreamingState:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        parts = (self.frames, *self.memory, *self.intra, *self.total, *self.context)
-        return sum(part.nbytes for part in parts)
+        tensors = (self.frames, *self.total, *self.context)
+        blocks = sum(block.nbytes for block in (*self.memory, *self.intra))
+        return blocks + sum(tensor.nbytes for tensor in tensors)
 
 
 class RESepFormerSeparator(AbsSeparator):
@@ -202,7 +203,7 @@ class RESepFormerSeparator(AbsSeparator):
             x = x / level_of(x, padding)
         x = self.segmentation.split(x)  # (B, S, K, F)
         span = Span(bool(self.causal), self.memory_context, counts)
-        for index, intra in enumerate(self.intra):
+        for index, intra in enumerate(_blocks(self.intra)):
             x = apply_rows(intra, x.flatten(0, 1), self.intra_span).view(x.shape)
             if index < len(self.memory):
                 context = self.memory[index](x.mean(2), span)  # (B, S, F)
