@@ -34,7 +34,10 @@ def take_over(experiment: Path) -> None:
     source = experiment.resolve() / "RESULTS.json"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run stages 1 to 7 of the recipe first")
-    target = source.parents[2] / "results" / f"{source.parent.name}.json"
+    corpus, model = source.parts[-5:-3]  # egs2/<corpus>/<model>/exp/<tag>, also of another clone
+    target = ROOT / "egs2" / corpus / model / "results" / f"{source.parent.name}.json"
+    if not target.parents[1].is_dir():
+        raise UserError(f"{source}: expected .../egs2/<corpus>/<model>/exp/<tag>/RESULTS.json")
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, target)
     print(f"{target.relative_to(ROOT)} updated")
