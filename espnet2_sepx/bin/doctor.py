@@ -286,6 +286,18 @@ def fused_attention(torch: ModuleType) -> tuple[str, str]:
     return OK, f"torch's scaled_dot_product_attention on the {where}"
 
 
+def selective_scan(torch: ModuleType) -> tuple[str, str]:
+    from espnet2_sepx.layers import scan
+
+    backends = scan.explain()
+    used = next(name for name, usable, _ in backends if usable)
+    detail = "; ".join(f"{name}: {reason}" for name, _, reason in backends)
+    forced = os.environ.get(scan.VARIABLE)
+    if forced:
+        return NOTE, f"{forced}, asked for by {scan.VARIABLE} ({detail})"
+    return (NOTE if used == "torch" else OK), f"{used} ({detail})"
+
+
 def flash_attn(torch: ModuleType) -> tuple[str, str]:
     return OK, "not needed by any of our models; ESPnet's message that it is missing is harmless"
 
@@ -294,6 +306,7 @@ KERNELS: dict[str, Callable[[ModuleType], tuple[str, str]]] = {
     "GPU": gpu,
     "oneDNN products": onednn,
     "fused attention": fused_attention,
+    "selective scan": selective_scan,
     "flash_attn": flash_attn,
 }
 """Optional kernels: name -> function of the torch module that says (status, use or why not)."""

@@ -154,6 +154,21 @@ def _attention(args, kwargs, out):
     ]
 
 
+@rule("espnet2_sepx.selective_scan")
+def _selective_scan(args, kwargs, out):
+    """Per step, channel and state: dt A, factor times state, dt u times B, C times state count
+    three MACs; per step and channel dt u and D u."""
+    u, A = args[0], args[2]
+    return [Product(u.numel() * (3 * A.shape[0] + 2))]
+
+
+@rule("espnet2_sepx.causal_conv_silu")
+def _causal_conv_silu(args, kwargs, out):
+    """Depthwise: input (B, L, D), weight (K, D)."""
+    signal, weight = args[0], args[1]
+    return [Product(signal.numel() * weight.shape[0], (signal, weight))]
+
+
 def fft_macs(points: int, transforms: int, real: bool) -> int:
     """MACs of Fourier transforms of ``points`` points each, by the convention above."""
     if points <= 1:
