@@ -38,6 +38,7 @@ TABLE = (
     Row(
         "separator_choices", "sepformer", "espnet2_sepx.separators.sepformer", "SepFormerSeparator"
     ),
+    Row("separator_choices", "spmamba", "espnet2_sepx.separators.spmamba", "SPMambaSeparator"),
     Row("criterion_choices", "aux_scalar", "espnet2_sepx.losses.auxiliary", "AuxScalar"),
     Row("loss_wrapper_choices", "aux", "espnet2_sepx.losses.auxiliary", "AuxSolver"),
     Row(

@@ -26,9 +26,9 @@ from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.rnn import RNNModule
 from espnet2_sepx.layers.routing import RoutingRecord, RoutingStats
+from espnet2_sepx.separators.spectra import LEVEL_FLOOR, as_real, level_of
 
 MODULES = ("conformer", "moe", "rnn")
-LEVEL_FLOOR = 1e-8
 ALIVE_SHARE = 0.05
 """An expert counts as alive when its share of the tokens exceeds this part of an even share."""
 
@@ -178,7 +178,7 @@ class TFMoESeparator(AbsSeparator):
             ``moe_{t|f}{block}_ffn{1|2}_{balance,max_share,min_share,alive,top1_prob}``, where
             shares are relative to an even share 1/E.
         """
-        spectrum, espnet_complex = _as_real(input)
+        spectrum, espnet_complex = as_real(input)
         padding = Padding.from_lengths(ilens, spectrum.shape[1])
         if padding is not None:
             spectrum = spectrum * padding.like(spectrum)
@@ -243,30 +243,14 @@ def _per_axis(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
-def _as_real(x: Tensor) -> tuple[Tensor, bool]:
-    """(B, T, F, 2) real view of the input, and whether that is ESPnet's ``ComplexTensor``."""
-    if isinstance(x, ComplexTensor):
-        return torch.stack((x.real, x.imag), -1), True
-    if torch.is_complex(x):
-        return torch.view_as_real(x), False
-    if x.dim() != 4 or x.shape[-1] != 2:
-        raise ValueError(
-            f"input must be complex (B, T, F) or real (B, T, F, 2), got {tuple(x.shape)}"
-        )
-    return x, False
-
-
 def _level(spectrum: Tensor, ilens: Tensor) -> Tensor:
-    """Standard deviation of the waveform behind a spectrum, (B, 1, 1, 1); 0 for silence.
+    """Level of each item's waveform, (B, 1, 1, 1).
 
-    A frame of F bins holds n_fft = 2 (F - 1) samples under a Hann window, whose squares add up to
-    3/8 n_fft; so much above the waveform's power lies that of a bin (Parseval). Only valid frames
-    count (padded ones are zero). The scale matters: masks are relative to the input, residuals are
-    not, and ten times smaller an input makes training start on residuals alone.
+    Only valid frames count (padded ones are zero). The scale matters: masks are relative to the
+    input, residuals are not; ten times smaller an input makes training start on residuals alone.
     """
-    frames, bins = ilens.to(spectrum), spectrum.shape[2]
-    power = spectrum.square().sum((1, 2, 3)) / (frames * bins * 0.75 * max(bins - 1, 1))
-    return power.clamp_min(torch.finfo(power.dtype).tiny).sqrt().mul(power > 0).view(-1, 1, 1, 1)
+    energy = spectrum.square().sum((1, 2, 3))
+    return level_of(energy, ilens.to(spectrum), spectrum.shape[2]).view(-1, 1, 1, 1)
 
 
 def _apply_mask(
