@@ -111,11 +111,11 @@ class LSTMLayer(nn.LSTM):
         return self.hidden_size * (2 if self.bidirectional else 1)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x)[0]
+        return nn.LSTM.forward(self, x)[0]
 
     def forward_streaming(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One direction only: continue after the steps that ``state`` remembers."""
-        return super().forward(x, state)
+        return nn.LSTM.forward(self, x, state)
 
 
 SequenceModel = MambaLayer | LSTMLayer
@@ -213,6 +213,7 @@ class FrameProjection(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, activation, norm = self
+        assert isinstance(conv, nn.Conv2d)
         return norm(activation(linear(x, conv.weight.flatten(1), conv.bias)))
 
 

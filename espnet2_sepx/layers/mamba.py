@@ -210,6 +210,7 @@ class MambaLayer(nn.Module):
             raise ValueError("forward_streaming needs bidirectional=False, got True")
         new = []
         for index, block in enumerate(self.forward_blocks):
+            assert isinstance(block, MambaBlock)
             x, state = block.forward_streaming(x, None if states is None else states[index])
             new.append(state)
         return x, new

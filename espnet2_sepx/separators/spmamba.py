@@ -220,6 +220,7 @@ class SPMambaSeparator(AbsSeparator):
             raise ValueError("causal must be true for forward_streaming, got false")
         x, espnet_complex = as_real(input_frame)
         spectra, state = self._stream(x, buffer)
+        assert state is not None
         outputs = list(torch.view_as_complex(spectra).unbind(1))
         if espnet_complex:
             outputs = [ComplexTensor(y.real, y.imag) for y in outputs]
@@ -259,11 +260,13 @@ class SPMambaSeparator(AbsSeparator):
         x = x.permute(0, 3, 1, 2)
         before = x.new_zeros(batch, 2, 2, bins) if state is None else state.conv
         x = torch.cat((before, x), 2)
+        assert isinstance(conv, nn.Conv2d)
         y = F.conv2d(x, conv.weight, conv.bias, padding=(0, 1)).to(x.dtype)
         y = y.transpose(1, 2).flatten(0, 1)  # (B T, D, F)
         y = norm(y).view(batch, frames, -1, bins).transpose(2, 3).contiguous()
         states = []
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, GridBlock)
             if keep_state:
                 y, kept = block.forward_streaming(y, None if state is None else state.blocks[index])
                 states.append(kept)

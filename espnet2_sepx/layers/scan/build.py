@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernel.c")
+HEADERS = ("vectors.h", "scan.h", "conv.h")
 CACHE_VARIABLE = "ESPNET2_SEPX_CACHE"
 OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-w")
 INSTRUCTION_SETS = {
@@ -77,8 +78,10 @@ def cache_folder() -> Path:
 
 def _fingerprint(isa: str) -> str:
     options = f"{platform.system()} {platform.machine()} {OPTIONS} {INSTRUCTION_SETS[isa]}"
-    digest = hashlib.sha256(SOURCE.read_bytes() + options.encode()).hexdigest()
-    return f"{isa}-{digest[:16]}"
+    digest = hashlib.sha256(options.encode())
+    for source in (SOURCE, *map(SOURCE.with_name, HEADERS)):
+        digest.update(source.read_bytes())
+    return f"{isa}-{digest.hexdigest()[:16]}"
 
 
 def _check_owner(path: Path) -> None:
