@@ -204,7 +204,7 @@ def test_user_errors(tmp_path) -> None:
         return result.stderr
 
     out = ["--output_dir", str(tmp_path / "exp")]
-    assert "no such folder" in message("--checkpoint", "nowhere", *out)
+    assert "no such folder or zip" in message("--checkpoint", "nowhere", *out)
     assert "no checkpoint of a known kind" in message("--checkpoint", str(tmp_path), *out)
     wrong = message("--checkpoint", str(tmp_path), *out, "--separator_conf", "x")
     assert "name=value" in wrong

@@ -13,13 +13,16 @@ writes config.yaml and imported.pth, which the stock command runs:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from espnet2_sepx.errors import UserError, run_cli
-from espnet2_sepx.importers import SOURCES, download_patterns, find_source
+from espnet2_sepx.importers import SOURCES, download_patterns, find_source, unpack
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -45,7 +48,10 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR|USER/NAME", help="folder, or Hugging Face id"
+        "--checkpoint",
+        required=True,
+        metavar="PATH|USER/NAME",
+        help="folder, zip, or Hugging Face id",
     )
     parser.add_argument(
         "--output_dir", required=True, metavar="DIR", help="folder of the experiment, a new one"
@@ -64,19 +70,29 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _files_of(checkpoint: str, source: str | None) -> Iterator[Path]:
+    """The folder with the files of a checkpoint; a zip's is there for the time of the block."""
+    path = Path(checkpoint)
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(path, source, Path(folder))
+            yield Path(folder)
+    elif path.is_dir():
+        yield path
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
+        from espnet2_sepx.zoo.hub import download
+
+        yield download(checkpoint, download_patterns(source))
+    else:
+        raise UserError(f"--checkpoint {checkpoint}: no such folder or zip, not an id USER/NAME")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     args = get_parser().parse_args(arguments)
-    folder = Path(args.checkpoint)
-    if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.checkpoint):
-            raise UserError(
-                f"--checkpoint {args.checkpoint}: no such folder, and not an id USER/NAME"
-            )
-        from espnet2_sepx.zoo.hub import download
-
-        folder = download(args.checkpoint, download_patterns(args.source))
-    imported = find_source(folder, args.source).load(folder, dict(args.separator_conf))
+    with _files_of(args.checkpoint, args.source) as folder:
+        imported = find_source(folder, args.source).load(folder, dict(args.separator_conf))
     from espnet2_sepx.importers.experiment import CONFIG, WEIGHTS, write_experiment
 
     output = Path(args.output_dir)

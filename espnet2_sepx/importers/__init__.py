@@ -11,8 +11,11 @@ A source is a module with
 from __future__ import annotations
 
 import importlib
+import shutil
+import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +39,11 @@ SOURCES = (
         "espnet2_sepx.importers.speechbrain",
         "SpeechBrain's RE-SepFormer and SepFormer: encoder.ckpt, masknet.ckpt, decoder.ckpt and "
         "hyperparams.yaml",
+    ),
+    Row(
+        "spmamba",
+        "espnet2_sepx.importers.spmamba",
+        "the authors' SPMamba: best_model.pth and conf.yml",
     ),
 )
 
@@ -68,6 +76,32 @@ def find_source(folder: Path, name: str | None) -> ModuleType:
             return module
     known = "; ".join(f"{row.name} ({row.reads})" for row in SOURCES)
     raise UserError(f"{folder}: holds no checkpoint of a known kind. Known: {known}")
+
+
+def unpack(archive: Path, name: str | None, folder: Path) -> None:
+    """Take the files that a source (or any) needs out of a zip, from whatever folder they are in.
+
+    Everything goes straight into ``folder``: names in the archive decide on no path.
+
+    Raises:
+        UserError: a damaged archive, or one with several files of one name.
+    """
+    patterns = download_patterns(name)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members: dict[str, list[zipfile.ZipInfo]] = {}
+            for member in content.infolist():
+                base = PurePosixPath(member.filename).name
+                if not member.is_dir() and any(fnmatch(base, pattern) for pattern in patterns):
+                    members.setdefault(base, []).append(member)
+            for base, found in members.items():
+                if len(found) > 1:
+                    names = ", ".join(member.filename for member in found)
+                    raise UserError(f"{archive}: holds several {base}: {names}; unpack one of them")
+                with content.open(found[0]) as source, open(folder / base, "wb") as target:
+                    shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{archive}: cannot unpack ({error})") from error
 
 
 def download_patterns(name: str | None) -> list[str]:

@@ -28,6 +28,7 @@ from torch_complex.tensor import ComplexTensor
 
 from espnet2_sepx.layers.grid_block import BlockState, GridBlock
 from espnet2_sepx.layers.scan import BACKENDS
+from espnet2_sepx.separators.masking import check_at_least_one
 from espnet2_sepx.separators.spectra import LEVEL_FLOOR, as_real, level_of
 
 
@@ -97,7 +98,7 @@ class SPMambaSeparator(AbsSeparator):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_at_least_one(
+        check_at_least_one(
             input_dim=input_dim,
             num_spk=num_spk,
             n_layers=n_layers,
@@ -290,12 +291,6 @@ class SPMambaSeparator(AbsSeparator):
         if level is not None:
             spectra = spectra * level[:, None, :, None, None]
         return spectra.contiguous()
-
-
-def _check_at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _without_undefined(x: Tensor) -> Tensor:

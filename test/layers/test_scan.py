@@ -32,7 +32,7 @@ SIZES = [  # sequences, steps, channels, states: not all multiples of block, chu
     (5, 8, 16, 16),
     (9, 9, 40, 3),
     (3, 122, 64, 16),
-    (2, 494, 24, 16),
+    (1, 494, 17, 4),
 ]
 VALUES = 5e-7
 CPUINFO = Path("/proc/cpuinfo")
