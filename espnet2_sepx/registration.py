@@ -39,7 +39,9 @@ TABLE = (
         "separator_choices", "sepformer", "espnet2_sepx.separators.sepformer", "SepFormerSeparator"
     ),
     Row("separator_choices", "spmamba", "espnet2_sepx.separators.spmamba", "SPMambaSeparator"),
+    Row("separator_choices", "dsn", "espnet2_sepx.separators.dsn", "DSNSeparator"),
     Row("criterion_choices", "aux_scalar", "espnet2_sepx.losses.auxiliary", "AuxScalar"),
+    Row("criterion_choices", "dsn_complexity", "espnet2_sepx.losses.complexity", "DSNComplexity"),
     Row("loss_wrapper_choices", "aux", "espnet2_sepx.losses.auxiliary", "AuxSolver"),
     Row(
         "preprocessor_choices",

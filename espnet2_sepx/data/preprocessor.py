@@ -24,6 +24,7 @@ from espnet2.train.preprocessor import AbsPreprocessor
 from scipy.signal import resample_poly
 
 from espnet2_sepx.data.kaldi import read_scp
+from espnet2_sepx.data.partial import delayed_to_overlap, start_with_speech, windowed_noise
 from espnet2_sepx.errors import UserError
 
 _PEAK = 0.9  # full-scale limit of a mixture made here, as in wsj0-2mix
@@ -46,6 +47,10 @@ class SeparationPreprocessor(AbsPreprocessor):
         source2spk: table ``<source> <speaker>``.
         gain_db: each dynamically mixed source gets a gain drawn from ``+-gain_db`` on top of an
             equal level; 2.5 makes differences of up to 5 dB, as in wsj0-2mix.
+        overlap_ratio: [least, most]; one of the two speakers, drawn at random, is delayed so that
+            a share drawn from this range overlaps (see ``partial``). Not with dynamic mixing.
+        noise_activity: [least, most]; what of the mixture is no speech is kept in one window, of a
+            share of it drawn from this range. Not with dynamic mixing.
 
     Raises:
         ValueError: an argument out of range.
@@ -63,6 +68,8 @@ class SeparationPreprocessor(AbsPreprocessor):
         source_scp: str | None = None,
         source2spk: str | None = None,
         gain_db: float = 2.5,
+        overlap_ratio: Sequence[float] | None = None,
+        noise_activity: Sequence[float] | None = None,
     ) -> None:
         super().__init__(train)
         if segment_s is not None and segment_s <= 0:
@@ -72,6 +79,17 @@ class SeparationPreprocessor(AbsPreprocessor):
         factors = list(speed_perturb_factors or [])
         if any(not 0.5 <= factor <= 2.0 for factor in factors):
             raise ValueError(f"speed_perturb_factors must lie in 0.5..2.0, got {factors}")
+        for name, bounds in (("overlap_ratio", overlap_ratio), ("noise_activity", noise_activity)):
+            if bounds is None:
+                continue
+            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+                raise ValueError(f"{name} must be 0 <= least <= most <= 1, got {list(bounds)}")
+            if dynamic_mixing:
+                raise ValueError(f"{name} is not for dynamic_mixing, which draws its own overlap")
+        if overlap_ratio is not None and num_spk != 2:
+            raise ValueError(f"overlap_ratio needs num_spk 2, got {num_spk}")
+        self.overlap_ratio = None if overlap_ratio is None else tuple(overlap_ratio)
+        self.noise_activity = None if noise_activity is None else tuple(noise_activity)
         self.sample_rate = sample_rate
         self.segment = None if segment_s is None else round(segment_s * sample_rate)
         self.num_spk = num_spk
@@ -90,7 +108,7 @@ class SeparationPreprocessor(AbsPreprocessor):
         rng = np.random.default_rng([np.random.randint(2**31), zlib.crc32(uid.encode())])
         if self.dynamic_mixing:
             return self._mix_sources(data, rng)
-        return self._crop(self._perturb(data, rng), rng)
+        return self._crop(self._thin_out(self._perturb(data, rng), rng), rng)
 
     # -- mixtures as they are on disk ----------------------------------------------------------
 
@@ -106,9 +124,35 @@ class SeparationPreprocessor(AbsPreprocessor):
         length = len(data["speech_mix"])
         if self.segment is None or length <= self.segment:
             return data
-        start = rng.integers(0, length - self.segment + 1)
+        if self.overlap_ratio is None:
+            start = int(rng.integers(0, length - self.segment + 1))
+        else:  # a speaker may be silent for long
+            references = [data["speech_ref1"], data["speech_ref2"]]
+            start = start_with_speech(references, self.segment, self.sample_rate, rng)
         window = slice(start, start + self.segment)
         return {**data, **{name: data[name][window] for name in self._signal_names(data)}}
+
+    def _thin_out(self, data: dict, rng: np.random.Generator) -> dict:
+        """Less overlap, less noise; the mixture is made anew."""
+        if self.overlap_ratio is None and self.noise_activity is None:
+            return data
+        names = [f"speech_ref{n + 1}" for n in range(self.num_spk)]
+        changed = {name: data[name] for name in names}
+        noise = data["speech_mix"] - np.sum(list(changed.values()), 0)
+        if self.overlap_ratio is not None:
+            leading, following = rng.permutation(names)
+            ratio = rng.uniform(self.overlap_ratio[0], self.overlap_ratio[1])
+            changed[leading], changed[following] = delayed_to_overlap(
+                data[leading], data[following], self.sample_rate, ratio
+            )
+        speech = np.sum(list(changed.values()), 0)
+        noise = np.resize(noise, len(speech))
+        if self.noise_activity is not None:
+            share = rng.uniform(self.noise_activity[0], self.noise_activity[1])
+            noise = windowed_noise(noise, share, rng)
+        if "noise_ref1" in data:
+            changed["noise_ref1"] = noise
+        return {**data, **changed, "speech_mix": speech + noise}
 
     # -- dynamic mixing ------------------------------------------------------------------------
 
