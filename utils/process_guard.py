@@ -206,10 +206,11 @@ def run_guarded(work: Callable[[], int]) -> None:
     status = None
     while status is None:
         arrived = signal.sigtimedwait(awaited, WATCH_EVERY_S)
-        if arrived is not None and arrived.si_signo == signal.SIGCHLD:
+        number = arrived.si_signo if arrived is not None else 0  # 0 also after Ctrl-Z and fg
+        if number == signal.SIGCHLD:
             status = _reap().get(supervisor)
-        elif arrived is not None:
-            received = arrived.si_signo
+        elif number:
+            received = number
         elif any(_state_and_parent(shell)[1] != parent for shell, parent in subshells.items()):
             received = signal.SIGTERM
         if received is not None and status is None:

@@ -238,3 +238,17 @@ def test_ctrl_c_ends_the_script_that_waits(tmp_path):
     output, _ = script.communicate(timeout=15)
     assert output == ""
     assert script.returncode == -signal.SIGINT
+
+
+def test_ctrl_z_and_fg_change_nothing(tmp_path):
+    """Python reports a wait that was stopped for longer than its timeout as signal number 0."""
+    script = subprocess.Popen(
+        [*RUN, "a.log", "sleep", "3"], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE
+    )
+    assert wait_until(lambda: (tmp_path / "a.log").exists())
+    os.kill(script.pid, signal.SIGSTOP)
+    time.sleep(1.2)
+    os.kill(script.pid, signal.SIGCONT)
+    _, errors = script.communicate(timeout=15)
+    assert errors == b""
+    assert script.returncode == 0
