@@ -109,11 +109,13 @@ setup(
         "numpy>=2.0",
         "scipy",
         "soundfile",
+        "soxr",  # resamples streams; LGPL, and there in any case: ESPnet's librosa needs it
         "pyyaml",
         "tqdm",
         "huggingface_hub>=0.24",
         "tensorboard",  # ESPnet's trainer writes it by default, but does not ask for it
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["sepx-separate = espnet2_sepx.bin.separate:run"]},
     cmdclass={"build_py": BuildPyWithHook, "editable_wheel": EditableWheelWithHook},
 )

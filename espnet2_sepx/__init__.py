@@ -1,5 +1,7 @@
 """Efficient speech separation for ESPnet2's ``enh`` task.
 
+    streams = espnet2_sepx.separate("talk.wav", model="exp/tf_moe_mini_8k")  # (speakers, samples)
+
 Importing the package is cheap (standard library only). After installation ESPnet's own commands
 know our names without any import; ``register()`` does the same by hand, say in a source tree.
 """
@@ -16,3 +18,12 @@ def register() -> None:
     from espnet2_sepx.registration import register_all
 
     register_all()
+
+
+def __getattr__(name: str) -> object:
+    """``separate`` and ``load_separator``, which are imported when they are first used."""
+    if name in ("separate", "load_separator"):
+        from espnet2_sepx.infer import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,11 +13,20 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from espnet2_sepx.errors import UserError
+from espnet2_sepx.infer.forward import EnhModel, frame_samples, separate
 
-EnhModel = Any  # an ESPnetEnhancementModel, which cannot be imported cheaply
+__all__ = [  # the forward pass lives in `infer`, and is part of what is offered here
+    "build_model",
+    "check_length",
+    "frame_samples",
+    "load_config",
+    "load_parameters",
+    "sample_rate",
+    "separate",
+]
 
 # Parts with classes to choose from, and ESPnet's defaults; a separator has to be named.
 PARTS = {"encoder": "stft", "separator": None, "decoder": "stft"}
@@ -139,6 +148,7 @@ def sample_rate(config: dict[str, Any], asked: int | None, name: str = "config")
             ("separator_conf", "sample_rate"),
             ("encoder_conf", "default_fs"),
             ("separator_conf", "target_fs"),
+            ("preprocessor_conf", "sample_rate"),
         )
     ]
     rate = next((value for value in [asked, *stated] if value), None)
@@ -155,65 +165,3 @@ def check_length(model: EnhModel, samples: int, fs: int) -> None:
             f"an input of {samples} samples ({samples / fs:g} s at {fs} Hz) is shorter than one "
             f"frame of {frame} samples; give --seconds {frame / fs:.4g} or more"
         )
-
-
-def frame_samples(model: EnhModel, fs: int) -> int:
-    """Length of one frame of the encoder; 1 for an encoder without frames."""
-    encoder = model.encoder
-    if hasattr(encoder, "stft"):
-        frame = encoder.stft.n_fft
-        return frame * fs // encoder.default_fs if _any_rate(model) else frame
-    return int(getattr(encoder, "kernel_size", 1))
-
-
-@torch.no_grad()
-def separate(model: EnhModel, mixture: Tensor, fs: int) -> list[Tensor]:
-    """Separate ``(1, samples[, channels])``; the same steps as ESPnet's ``SeparateSpeech``.
-
-    Returns:
-        one waveform (1, samples) per speaker.
-    """
-    from espnet2.enh.diffusion_enh import ESPnetDiffusionModel
-
-    samples = mixture.shape[1]
-    everything_48k = getattr(model, "always_forward_in_48k", False) and not _any_rate(model)
-    if everything_48k:
-        mixture = _resample(mixture, fs, 48000)
-    lengths = torch.full((1,), mixture.shape[1], dtype=torch.long, device=mixture.device)
-    scale = None
-    if getattr(model, "normalize_variance_per_ch", False):
-        scale = mixture.std(1, keepdim=True)
-    elif getattr(model, "normalize_variance", False):
-        scale = mixture.std(tuple(range(1, mixture.dim())), keepdim=True)
-    if scale is not None:
-        mixture = mixture / scale
-    rate = fs if _any_rate(model) else None
-    features, frames = model.encoder(mixture, lengths, fs=rate)
-    if isinstance(model, ESPnetDiffusionModel):
-        estimates = [model.enhance(features)]
-    else:
-        estimates, _, _ = model.separator(features, frames, {})
-    waves = [model.decoder(estimate, lengths, fs=rate)[0] for estimate in estimates]
-    if scale is not None:
-        if scale.dim() > 2:  # (1, 1, 1 or channels)
-            scale = scale[:, :, model.ref_channel if scale.shape[2] > 1 else 0]
-        waves = [wave * scale for wave in waves]
-    if everything_48k:
-        waves = [_resample(wave, 48000, fs)[:, :samples] for wave in waves]
-    return waves
-
-
-def _any_rate(model: EnhModel) -> bool:
-    """Whether ESPnet gives this separator's encoder and decoder the rate of the recording."""
-    from espnet2.enh.separator.bsrnn_separator import BSRNNSeparator
-    from espnet2.enh.separator.tfgridnetv3_separator import TFGridNetV3
-    from espnet2.enh.separator.uses_separator import USESSeparator
-
-    separator = getattr(model, "separator", None)
-    return isinstance(separator, (BSRNNSeparator, USESSeparator, TFGridNetV3))
-
-
-def _resample(wave: Tensor, old: int, new: int) -> Tensor:
-    import torchaudio
-
-    return torchaudio.functional.resample(wave, old, new)
