@@ -19,7 +19,7 @@ _RANGE_DB = 25.0  # below the loud parts of the stream
 _LEAK_DB = 15.0  # below the loudest stream at the time
 _LONGEST_PAUSE = 20  # blocks, bridged
 _SHORTEST_TURN = 6  # blocks, left out
-_QUIETEST_POWER = 1e-9
+_QUIETEST_POWER = 1e-12  # -120 dB of full scale is silence in any recording
 
 
 class ActivityTrack:

@@ -25,7 +25,7 @@ OVERLAP_ODDS = 12.0  # log odds of an overlap that agrees perfectly and holds en
 VOICE_ODDS = 6.0  # log odds that voices can reach: they resemble each other
 _ENOUGH_S = 0.25  # of speech in the overlap
 _RANGE_DB = 30.0  # speech in the overlap lies within this of the streams so far
-_QUIETEST_POWER = 1e-9
+_QUIETEST_POWER = 1e-12  # -120 dB of full scale is silence in any recording
 
 
 @dataclass(frozen=True)

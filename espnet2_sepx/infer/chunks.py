@@ -19,7 +19,7 @@ Block = NDArray[np.float32]
 
 SOUND_S = 0.5  # speech that an overlap should contain
 _MEMORY_S = 60.0  # over which loud and quiet are told apart
-_QUIETEST_POWER = 1e-9  # -90 dB of full scale is silence in any recording
+_QUIETEST_POWER = 1e-12  # -120 dB of full scale is silence in any recording
 _RANGE_DB = 30.0  # speech lies within this of the loud parts ...
 _ABOVE_FLOOR = 0.3  # ... and this part of the way up from the quiet parts
 

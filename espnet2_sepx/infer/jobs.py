@@ -14,11 +14,13 @@ from pathlib import Path
 from espnet2_sepx.data.kaldi import read_scp
 from espnet2_sepx.errors import UserError
 
-AUDIO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in "aif aifc aiff au avr caf flac gsm htk iff mat mp3 mp2 nist oga ogg opus paf pvf "
-    "rf64 sd2 sf snd sph svx voc w64 wav wave wv xi".split()
+_SUFFIXES = (
+    *("aif", "aifc", "aiff", "au", "avr", "caf", "flac", "gsm", "htk", "iff", "mat", "mp2", "mp3"),
+    *("nist", "oga", "ogg", "opus", "paf", "pvf", "rf64", "sd2", "sf", "snd", "sph", "svx", "voc"),
+    *("w64", "wav", "wave", "wv", "xi"),
 )
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES)
+"""Of the files that libsndfile may read; in a folder others are passed over."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _PITCH_HZ = (70.0, 350.0)
 _VOICED = 0.5  # height of the autocorrelation's peak
 _RANGE_DB = 30.0  # frames this far below the loud ones of their stream are no speech
 _DOMINANT_DB = 6.0  # frames must be so much louder than all other streams together
-_QUIETEST_POWER = 1e-9
+_QUIETEST_POWER = 1e-12  # -120 dB of full scale is silence in any recording
 
 EFFECTIVE_PER_S = 3.0  # independent observations in a second of speech
 _PRIOR_S = 2.0  # so much speech is assumed to have been heard of an average voice
