@@ -101,6 +101,7 @@ class CausalEngine:
         self._state: Any = None
         self._came = self._left = 0  # samples in and out
         self._input = np.zeros(0, np.float32)  # from the next frame's start on
+        self._recent = np.zeros(0, np.float32)  # the last ones, to be mirrored at the end
         self._sum = np.zeros(
             (model.separator.num_spk, 0), np.float32
         )  # of frames still overlapping
@@ -112,6 +113,8 @@ class CausalEngine:
         """Samples ``(N, 1)``; returns what is ready."""
         self._came += len(block)
         self._input = np.concatenate((self._input, block[:, 0]))
+        if self._framing.pad:
+            self._recent = np.concatenate((self._recent, block[:, 0]))[-1 - self._framing.pad :]
         if not self._started:
             pad = self._framing.pad
             if len(self._input) <= pad:
@@ -127,7 +130,7 @@ class CausalEngine:
         if total < (least := frame_samples(self._model, 0)):
             parts.append(self.push(np.zeros((least - total, 1), np.float32)))
         if pad:
-            self._input = np.concatenate((self._input, self._input[-2 : -2 - pad : -1]))
+            self._input = np.concatenate((self._input, self._recent[-2 : -2 - pad : -1]))
             parts.append(self._out(self._advance()))
         if hasattr(self._model.separator, "flush_streaming") and self._state is not None:
             with torch.no_grad():

@@ -87,20 +87,20 @@ def read_header(stream: IO[bytes], raw: PCM | None) -> tuple[PCM, bytes]:
     found: PCM | None = None
     while True:
         header = _read_exactly(stream, 8)
-        if len(header) < 8:
-            raise UserError("standard input: WAV header without samples; check what writes it")
-        name, size = struct.unpack("<4sI", header)
+        name, size = struct.unpack("<4sI", header.ljust(8, b"\0"))
         if name == b"data":  # its size is unknown to who writes into a pipe, and not looked at
             if found is None:
                 raise UserError("standard input: WAV without a format; check what writes it")
             return found, b""
         body = _read_exactly(stream, size + size % 2)
+        if len(header) < 8 or len(body) < size:
+            raise UserError("standard input: WAV header without samples; check what writes it")
         if name == b"fmt ":
             found = _wav_format(body)
 
 
 def _wav_format(body: bytes) -> PCM:
-    kind, channels, fs, _, _, bits = struct.unpack_from("<HHIIHH", body)
+    kind, channels, fs, _, _, bits = struct.unpack_from("<HHIIHH", body.ljust(16, b"\0"))
     if kind == _EXTENSIBLE and len(body) >= 26:
         (kind,) = struct.unpack_from("<H", body, 24)
     name = _WAV_FORMATS.get((kind, bits))
