@@ -68,7 +68,7 @@ def wav(
         ("random.flac", os.urandom(999), "random.flac: is not audio that libsndfile reads"),
         ("header.wav", b"RIFF\x24\0\0\0WAVEfmt ", "header.wav: is not audio"),
         ("absent.wav", None, "absent.wav: no such file or folder; check the path"),
-        ("absent.scp", None, "absent.scp: no such file or folder"),
+        ("absent.scp", None, "absent.scp: no such file; "),
         ("broken.scp", b"only-a-key\n", "expected '<key> <value>'"),
         ("command.scp", b"utt sox a.wav -t wav - |\n", "commands are not run; write the audio"),
         ("climbing.scp", b"../../utt a.wav\n", "cannot be a file name; rename it"),
