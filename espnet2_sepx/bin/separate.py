@@ -26,7 +26,6 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    boolean = {"type": str2bool, "default": False, "metavar": "true|false"}
     parser.add_argument("inputs", nargs="*", metavar="FILE_OR_DIR", help="what to separate")
     parser.add_argument(
         "--model",
@@ -63,14 +62,26 @@ def get_parser() -> argparse.ArgumentParser:
         "would clip, see separate.json (default: FLOAT)",
     )
     group.add_argument(
-        "--mixture_consistency", **boolean, help="true: make the streams add up to the mixture"
+        "--mixture_consistency",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="true: make the streams add up to the mixture",
     )
     group.add_argument(
         "--normalize_segment_scale",
-        **boolean,
+        type=str2bool,
+        default=False,
+        metavar="true|false",
         help="true: give the streams of a chunk the energy of the mixture (default: false)",
     )
-    group.add_argument("--activity", **boolean, help="true: write who speaks when, NAME.rttm")
+    group.add_argument(
+        "--activity",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="true: write who speaks when, NAME.rttm",
+    )
 
     group = parser.add_argument_group("work")
     group.add_argument("--chunk_s", type=float, help="seconds at a time (default: by model)")
@@ -82,7 +93,13 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
     group.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     group.add_argument("--nj", type=int, default=1, help="recordings at a time (default: 1)")
-    group.add_argument("--overwrite", **boolean, help="true: do again what is finished")
+    group.add_argument(
+        "--overwrite",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="true: do again what is finished",
+    )
 
     group = parser.add_argument_group("live")
     group.add_argument(

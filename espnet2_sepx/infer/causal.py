@@ -36,6 +36,7 @@ class Framing:
 
     def __init__(self, model: EnhModel) -> None:
         encoder, decoder = model.encoder, model.decoder
+        self._encoder = encoder
         if hasattr(encoder, "stft"):
             self.frame, self.hop = int(encoder.win_length), int(encoder.hop_length)
             self.pad = self.frame // 2 if encoder.center else 0
@@ -43,6 +44,12 @@ class Framing:
         else:
             self.frame, self.hop, self.pad = int(encoder.kernel_size), int(encoder.stride), 0
             self.envelope = None
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Features ``(n, 1, F)`` of frames ``(n, L)``."""
+        if hasattr(self._encoder, "stft"):
+            return self._encoder.forward_streaming(frames)
+        return self._encoder(frames, torch.full((len(frames),), self.frame))[0]
 
 
 def why_not_streaming(model: EnhModel) -> str | None:
@@ -156,7 +163,7 @@ class CausalEngine:
         if not count:
             return self._sum[:, :0]
         frames = np.lib.stride_tricks.sliding_window_view(self._input, frame)[::hop][:count]
-        features = self._model.encoder.forward_streaming(torch.from_numpy(frames.copy()))
+        features = self._framing.encode(torch.from_numpy(frames.copy()))
         self._input = self._input[count * hop :].copy()
         features = features.transpose(0, 1).to(self._device)  # (1, n, F)
         ready = []

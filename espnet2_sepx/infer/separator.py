@@ -132,13 +132,7 @@ class Separator:
         missing = max(frame_samples(self.model, self.fs) - samples, 0)
         x = torch.from_numpy(np.pad(mixture, ((0, missing), (0, 0)))[None])
         x = x[:, :, 0] if x.shape[2] == 1 and self.options.channels != "all" else x
-        streams = self._run(x.to(self.options.device))[:, :samples]
-        if not np.isfinite(streams).all():
-            raise UserError(
-                f"{self.options.model}: the model's output is not finite; try --dtype float32, or "
-                "another checkpoint (--model_file)"
-            )
-        return streams
+        return _finite(self._run(x.to(self.options.device))[:, :samples], self.options)
 
     def _run(self, x: torch.Tensor) -> NDArray[np.float32]:
         if self.options.dtype != "bf16":
@@ -240,13 +234,13 @@ class Session:
         """Samples ``(n, C)``; returns what is ready, ``(S, C', m)``, C' = C with "each", else 1."""
         self._came += len(block)
         block = self._down.push(self._choose(block))
-        return self._out(self._up.push, self._consistent(block, self.engine.push(block)))
+        return self._out(self._up.push, self._checked(block, self.engine.push(block)))
 
     def flush(self) -> Streams:
         """The rest, so that as many samples have left as came; ends the recording."""
         block = self._down.flush()
-        parts = [self._consistent(block, self.engine.push(block))]
-        parts.append(self._consistent(block[:0], self.engine.flush()))
+        parts = [self._checked(block, self.engine.push(block))]
+        parts.append(self._checked(block[:0], self.engine.flush()))
         ready = self._out(self._up.push, np.concatenate(parts, 2))
         rest = self._out(lambda _: self._up.flush(), ready[:, :, :0])
         ready = np.concatenate((ready, rest), 2)
@@ -261,17 +255,17 @@ class Session:
             return block if block.shape[1] == 1 else block.mean(1, keepdims=True)
         return block[:, :1] if self._options.channels == "first" else block
 
-    def _consistent(self, block: Block, streams: Streams) -> Streams:
-        """Share out what the streams lack of the mixture evenly, so that they add up to it."""
+    def _checked(self, block: Block, streams: Streams) -> Streams:
+        """What the engine gave after ``block``, made consistent with the mixture if asked."""
+        streams = _finite(streams, self._options)
         if not self._options.mixture_consistency:
             return streams
         self._mixture = np.concatenate((self._mixture, block))
         ready = streams.shape[2]
         mixture, self._mixture = self._mixture[:ready].T, self._mixture[ready:]
-        lacking = (mixture if mixture.shape[0] == streams.shape[1] else mixture[:1]) - streams.sum(
-            0
-        )
-        return streams + lacking / len(streams)
+        if len(mixture) != streams.shape[1]:
+            mixture = mixture[:1]  # of a model for arrays: its reference channel
+        return streams + (mixture - streams.sum(0)) / len(streams)
 
     def _out(self, resample: Any, streams: Streams) -> Streams:
         """Resample ``(S, C', m)`` as S C' channels."""
@@ -279,6 +273,15 @@ class Session:
         flat = resample(streams.reshape(speakers * channels, -1).T)
         self._left += len(flat)
         return np.ascontiguousarray(flat.T).reshape(speakers, channels, -1)
+
+
+def _finite(streams: NDArray[np.float32], options: Options) -> NDArray[np.float32]:
+    if not np.isfinite(streams).all():
+        raise UserError(
+            f"{options.model}: the model's output is not finite; try --dtype float32, or another "
+            "checkpoint (--model_file)"
+        )
+    return streams
 
 
 def _chunking(options: Options, kind: str, fs: int) -> tuple[int, int]:

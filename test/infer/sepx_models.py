@@ -36,6 +36,22 @@ SKIM = {
     "decoder_conf": CONV,
     "preprocessor_conf": {"sample_rate": RATE},
 }
+RE_SEPFORMER = {
+    "encoder": "conv_chunk",
+    "encoder_conf": {**CONV, "chunk_size": 15},
+    "separator": "re_sepformer",
+    "separator_conf": {
+        **{"num_spk": 2, "causal": "chunk", "chunk_size": 15, "num_heads": 2, "intra_layers": 1},
+        **{"intra_ffn_dim": 16, "memory_layers": 1, "memory_ffn_dim": 16, "memory_context": 8},
+    },
+    "decoder": "conv_chunk",
+    "decoder_conf": {**CONV, "chunk_size": 15},
+    "preprocessor_conf": {"sample_rate": RATE},
+}
+RE_SEPFORMER_STRICT = {
+    **RE_SEPFORMER,
+    "separator_conf": {**RE_SEPFORMER["separator_conf"], "causal": "strict"},
+}
 CAUSAL_RNN = {
     "encoder": "stft",
     "encoder_conf": {**STFT, "win_length": 200, "default_fs": RATE},

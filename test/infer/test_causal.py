@@ -5,14 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sepx_models import CAUSAL_RNN, RATE, SKIM, TF_MOE, make_experiment
+from sepx_models import (
+    CAUSAL_RNN,
+    RATE,
+    RE_SEPFORMER,
+    RE_SEPFORMER_STRICT,
+    SKIM,
+    TF_MOE,
+    make_experiment,
+)
 
 import espnet2_sepx
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.infer.causal import CausalEngine
 from espnet2_sepx.infer.forward import frame_samples, separate
 
-EXPERIMENTS = {"skim": SKIM, "rnn": CAUSAL_RNN}
+EXPERIMENTS = {
+    "skim": SKIM,
+    "rnn": CAUSAL_RNN,
+    "re_sepformer": RE_SEPFORMER,
+    "re_sepformer_strict": RE_SEPFORMER_STRICT,
+}
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)

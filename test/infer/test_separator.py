@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sepx_models import RATE, TF_MOE, Oracle, make_experiment, speech_like
+from sepx_models import RATE, SKIM, TF_MOE, Oracle, make_experiment, speech_like
 
 import espnet2_sepx
 from espnet2_sepx.errors import UserError
@@ -61,8 +61,8 @@ def test_equals_stock_espnet_inference(tmp_path, espnet_task, changes):
 
 
 @pytest.mark.parametrize("samples", [1, 80, 129, 255, 256, 8000])
-def test_any_length_of_any_model_comes_out_as_it_went_in(tf_moe_exp, skim_exp, rnn_exp, samples):
-    for exp in (tf_moe_exp, skim_exp, rnn_exp):
+def test_any_length_of_any_model_comes_out_as_it_went_in(tf_moe_exp, causal_exp, rnn_exp, samples):
+    for exp in (tf_moe_exp, causal_exp, rnn_exp):
         streams = espnet2_sepx.separate(noise(samples), str(exp), fs=RATE)
         assert streams.shape == (2, samples)
         assert np.isfinite(streams).all()
@@ -89,9 +89,9 @@ def test_silence_and_direct_current_stay_finite(tmp_path, constant):
         assert not streams.any()
 
 
-def test_consistent_streams_add_up_to_the_mixture(tf_moe_exp, skim_exp):
+def test_consistent_streams_add_up_to_the_mixture(tf_moe_exp, causal_exp):
     mixture = noise(3 * RATE + 17)
-    for exp in (tf_moe_exp, skim_exp):
+    for exp in (tf_moe_exp, causal_exp):
         streams = espnet2_sepx.separate(
             mixture, str(exp), fs=RATE, chunk_s=1.0, mixture_consistency=True
         )
@@ -150,8 +150,9 @@ def test_a_budget_reaches_the_separator(tf_moe_exp, monkeypatch):
         espnet2_sepx.load_separator(str(tf_moe_exp), budget=2)
 
 
-def test_an_output_that_is_not_finite_is_told(tmp_path):
-    exp = make_experiment(tmp_path, TF_MOE)
+@pytest.mark.parametrize("channels", ["mix", "each"])  # as a stream, in chunks
+def test_an_output_that_is_not_finite_is_told(tmp_path, channels):
+    exp = make_experiment(tmp_path, SKIM)
     path = exp / "valid.si_snr_loss.best.pth"
     state = torch.load(path, weights_only=True)
     torch.save(
@@ -162,7 +163,7 @@ def test_an_output_that_is_not_finite_is_told(tmp_path):
         path,
     )
     with pytest.raises(UserError, match="the model's output is not finite"):
-        espnet2_sepx.separate(noise(4000), str(exp), fs=RATE)
+        espnet2_sepx.separate(noise(400), str(exp), fs=RATE, channels=channels)
 
 
 def test_arguments_of_the_functions_are_checked(tf_moe_exp):
