@@ -206,10 +206,10 @@ def run_guarded(work: Callable[[], int]) -> None:
     status = None
     while status is None:
         arrived = signal.sigtimedwait(awaited, WATCH_EVERY_S)
-        number = arrived.si_signo if arrived is not None else 0  # 0 also after Ctrl-Z and fg
+        number = arrived.si_signo if arrived is not None else 0
         if number == signal.SIGCHLD:
             status = _reap().get(supervisor)
-        elif number:
+        elif number in awaited:  # Python makes up any number after Ctrl-Z and fg
             received = number
         elif any(_state_and_parent(shell)[1] != parent for shell, parent in subshells.items()):
             received = signal.SIGTERM

@@ -241,7 +241,7 @@ def test_ctrl_c_ends_the_script_that_waits(tmp_path):
 
 
 def test_ctrl_z_and_fg_change_nothing(tmp_path):
-    """Python reports a wait that was stopped for longer than its timeout as signal number 0."""
+    """Python reports a wait that was stopped for longer than its timeout as any signal number."""
     script = subprocess.Popen(
         [*RUN, "a.log", "sleep", "3"], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE
     )
