@@ -48,9 +48,10 @@ class SeparationPreprocessor(AbsPreprocessor):
         gain_db: each dynamically mixed source gets a gain drawn from ``+-gain_db`` on top of an
             equal level; 2.5 makes differences of up to 5 dB, as in wsj0-2mix.
         overlap_ratio: [least, most]; one of the two speakers, drawn at random, is delayed so that
-            a share drawn from this range overlaps (see ``partial``). Not with dynamic mixing.
+            a share drawn from this range overlaps
+            (see ``partial``); then the result is cropped.
         noise_activity: [least, most]; what of the mixture is no speech is kept in one window, of a
-            share of it drawn from this range. Not with dynamic mixing.
+            share of it drawn from this range.
 
     Raises:
         ValueError: an argument out of range.
@@ -84,8 +85,6 @@ class SeparationPreprocessor(AbsPreprocessor):
                 continue
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
                 raise ValueError(f"{name} must be 0 <= least <= most <= 1, got {list(bounds)}")
-            if dynamic_mixing:
-                raise ValueError(f"{name} is not for dynamic_mixing, which draws its own overlap")
         if overlap_ratio is not None and num_spk != 2:
             raise ValueError(f"overlap_ratio needs num_spk 2, got {num_spk}")
         self.overlap_ratio = None if overlap_ratio is None else tuple(overlap_ratio)
@@ -106,9 +105,8 @@ class SeparationPreprocessor(AbsPreprocessor):
         if not self.train or "speech_ref1" not in data:
             return data
         rng = np.random.default_rng([np.random.randint(2**31), zlib.crc32(uid.encode())])
-        if self.dynamic_mixing:
-            return self._mix_sources(data, rng)
-        return self._crop(self._thin_out(self._perturb(data, rng), rng), rng)
+        data = self._mix_sources(data, rng) if self.dynamic_mixing else self._perturb(data, rng)
+        return self._crop(self._thin_out(data, rng), rng)
 
     # -- mixtures as they are on disk ----------------------------------------------------------
 

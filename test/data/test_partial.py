@@ -103,7 +103,6 @@ def test_validation_is_left_alone():
         {"overlap_ratio": [0.5, 0.2]},
         {"noise_activity": [0.0, 1.5]},
         {"overlap_ratio": [0.5, 1.0], "num_spk": 3},
-        {"overlap_ratio": [0.5, 1.0], "dynamic_mixing": True, "source_scp": "a", "source2spk": "b"},
     ],
 )
 def test_options_out_of_range(options):

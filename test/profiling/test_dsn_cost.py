@@ -1,11 +1,22 @@
 """Cost of DSN: Table I of the paper, and the two laws of conditional separators."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from espnet2_sepx.layers.cost_track import Conditional
+from espnet2_sepx.layers.dual_path import Segmentation
+from espnet2_sepx.layers.slimmable import units
+from espnet2_sepx.profiling.inputs import noise
 from espnet2_sepx.profiling.macs import count_macs
+from espnet2_sepx.profiling.model import build_model, separate
 from espnet2_sepx.separators.dsn import DSNSeparator
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "egs2" / "wsj0_2mix" / "dsn" / "conf"
 
 FRAMES, DIM, LEVELS = 61, 16, (0.25, 0.5, 1.0)
 SMALL = {
@@ -68,26 +79,57 @@ def test_padded_chunks_are_left_out():
     assert not track.executed[0, 31:].any()
 
 
-GMACS = {0.125: 5.80, 0.25: 8.99, 0.5: 15.36, 0.75: 21.73, 1.0: 28.10}
-"""Per second of 4 s at 8 kHz, in the paper's way of counting; it prints 5.8 9.0 15.4 21.8 28.1."""
+# Static network: GMAC/s here, as the paper counts, the paper's; of 4 s at 8 kHz.
+TABLE_1 = {
+    "0125": (4.141, 5.80, 5.8),
+    "025": (7.546, 8.99, 9.0),
+    "05": (14.356, 15.36, 15.4),
+    "075": (21.165, 21.73, 21.8),
+    "10": (27.975, 28.10, 28.1),
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", GMACS)
-def test_table_1(width):
-    """Counted operators; the paper counts the attention core (1.758) at full width, the gate
-    (0.040), and 0.058 too much for the decoder's transposed convolution."""
-    frames, seconds = 3999, 4.0
-    model = DSNSeparator(256, levels=[width])
-    model.record_cost = True
-    x = torch.rand(1, frames, 256)
-    work = count_macs(model, lambda: model(x, torch.tensor([frames]))).total.all
-    codec = 2 * 256 * 16 * frames
-    core = 2 * 32 * 8 * 8100 * (50 + 162) * 8
-    slim = (1 - width) * core
-    executed = (work + codec) / seconds / 1e9
-    assert executed == pytest.approx(
-        {0.125: 4.22, 0.25: 7.63, 0.5: 14.44, 0.75: 21.25, 1.0: 28.06}[width] - 0.058, abs=0.006
-    )
-    paper = executed + slim / seconds / 1e9 + 0.040 + 0.058
-    assert paper == pytest.approx(GMACS[width], rel=1e-3)
+def by_hand(width: float, t: int) -> int:
+    """Products of the static network of a width, and those of the encoder and decoder."""
+    dim, size, heads, ffn_dim, head_dim = 256, 50, units(width, 8), units(width, 1024), 32
+    s = Segmentation(size).num_chunks(t)
+    layer = 4 * dim * heads * head_dim + 2 * dim * ffn_dim
+    core = 2 * heads * head_dim * (size + s)
+    masks = dim * dim * (t + 2 * s * size + 2 * 3 * t)
+    return s * size * 8 * (2 * layer + core) + masks + 3 * 16 * dim * t
+
+
+@pytest.mark.parametrize("name", ["0125", pytest.param("10", marks=pytest.mark.slow)])
+def test_operators_add_up_to_the_hand_count(name):
+    config = yaml.safe_load((CONF / f"train_static_{name}.yaml").read_text())
+    model = build_model(config)
+    mixture = noise(16 + 8 * 399)
+    count = count_macs(model, lambda: separate(model, mixture, 8000))
+    assert not count.uncounted
+    assert count.total.all == by_hand(config["separator_conf"]["levels"][0], 400)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_table_1(name):
+    """The paper counts the attention core at full width (1.758 in all) and a gate (0.040); its
+    counter adds 0.080 for norms and by taking a transposed convolution for eight times its work."""
+    executed, as_paper, paper = TABLE_1[name]
+    config = yaml.safe_load((CONF / f"train_static_{name}.yaml").read_text())
+    width, t = config["separator_conf"]["levels"][0], 3999
+    macs = by_hand(width, t) / 4e9
+    assert macs == pytest.approx(executed, abs=1e-3)
+    skipped = (8 - units(width, 8)) / 8 * 1.758
+    assert macs + skipped + 0.040 + 0.080 == pytest.approx(as_paper, abs=0.006)
+    assert as_paper == pytest.approx(paper, rel=5e-3)
+
+
+def test_parameters_of_table_1():
+    golden = json.loads((ROOT / "test" / "golden" / "models.json").read_text())
+    parameters = {"0125": 2_008_065, "025": 3_584_513, "05": 6_737_409}
+    parameters |= {"075": 9_890_305, "10": 13_043_201}
+    for name, count in parameters.items():
+        key = (CONF / f"train_static_{name}.yaml").relative_to(ROOT).as_posix()
+        assert golden[key]["parameters"] == count
+    for name, gate in {"dsn_u2": 21_667, "dsn": 21_732}.items():
+        key = (CONF / f"train_{name}.yaml").relative_to(ROOT).as_posix()
+        assert golden[key]["parameters"] == parameters["10"] + gate
