@@ -40,6 +40,7 @@ TABLE = (
     ),
     Row("separator_choices", "spmamba", "espnet2_sepx.separators.spmamba", "SPMambaSeparator"),
     Row("separator_choices", "dsn", "espnet2_sepx.separators.dsn", "DSNSeparator"),
+    Row("separator_choices", "s4m", "espnet2_sepx.separators.s4m", "S4MSeparator"),
     Row("criterion_choices", "aux_scalar", "espnet2_sepx.losses.auxiliary", "AuxScalar"),
     Row("criterion_choices", "dsn_complexity", "espnet2_sepx.losses.complexity", "DSNComplexity"),
     Row("loss_wrapper_choices", "aux", "espnet2_sepx.losses.auxiliary", "AuxSolver"),

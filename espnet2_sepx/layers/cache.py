@@ -31,6 +31,14 @@ class EvalCache(nn.Module):
             self._kept[key] = compute()
         return self._kept[key]
 
+    def cached_for(self, key: str, size: int, compute: Callable[[], Value]) -> Value:
+        """``cached`` for values that depend on a size, too: keeps that of the latest size only."""
+        kept_size, value = self.cached(key, lambda: (size, compute()))
+        if kept_size != size:
+            del self._kept[key]
+            _, value = self.cached(key, lambda: (size, compute()))
+        return value
+
     def train(self, mode: bool = True) -> EvalCache:
         self._kept = {}
         return super().train(mode)

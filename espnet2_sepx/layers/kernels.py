@@ -55,6 +55,18 @@ def onednn_linear() -> tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor] |
     return linear, "oneDNN multiplies float32 matrices on the CPU"
 
 
+@functools.lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 64 MB that tensors have freed, instead of returning it at once.
+
+    Features of a second of audio are about as large as the blocks that glibc by default maps anew
+    for every tensor; fetching the pages then takes longer than the arithmetic. glibc raises its
+    thresholds to the largest block below 32 MB that it has ever freed; so one is freed here, which
+    is never written to. Other C libraries do not care.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
 def matmul_t(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias for ``x (n, I)``, ``weight (O, I)``, outside of any graph."""
     if x.dtype == torch.float32 and x.device.type == "cpu":
