@@ -25,9 +25,8 @@ def name(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def build(espnet_task):
-    parser = espnet_task.get_parser()
-
     def build(path: Path):
+        parser = espnet_task.get_parser()  # a configuration becomes its parser's defaults
         args = parser.parse_args(["--config", str(path), "--output_dir", "unused"])
         return espnet_task.build_model(args)
 
