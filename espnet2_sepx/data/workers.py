@@ -13,8 +13,9 @@ import shutil
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from espnet2_sepx.errors import UserError
+
+_CHUNK = 8  # items a worker gets at a time
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 
@@ -39,13 +42,30 @@ def workers(count: int) -> Iterator[Run]:
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
     try:
-        yield functools.partial(_run, functools.partial(executor.map, chunksize=8))
+        yield functools.partial(_run, functools.partial(_map_in_order, executor, 4 * count))
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; try again with --nj 1"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _map_in_order(
+    executor: ProcessPoolExecutor, ahead: int, task: Callable[[Any], Any], items: Sequence[Any]
+) -> Iterator[Any]:
+    """Results in order, few chunks under way: memory does not grow with the number of items."""
+    under_way: deque[Future[list[Any]]] = deque()
+    for start in range(0, len(items), _CHUNK):
+        under_way.append(executor.submit(_apply, task, items[start : start + _CHUNK]))
+        if len(under_way) >= ahead:
+            yield from under_way.popleft().result()
+    while under_way:
+        yield from under_way.popleft().result()
+
+
+def _apply(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [task(item) for item in items]
 
 
 def _run(
