@@ -30,16 +30,17 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 
 
 @contextlib.contextmanager
-def workers(count: int) -> Iterator[Run]:
+def workers(count: int, preload: Sequence[str] = ()) -> Iterator[Run]:
     """Yield ``run(task, items, title)``: results in the order of the items, with a progress bar.
 
-    One worker is this process. More are spawned, since a forked child inherits whatever threads
-    and libraries hold.
+    One worker is this process. More are forked off a server that has but imported the modules in
+    ``preload``, since a child forked off us inherits whatever threads and libraries hold.
     """
     if count == 1:
         yield functools.partial(_run, map)
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
     try:
         yield functools.partial(_run, functools.partial(_map_in_order, executor, 4 * count))

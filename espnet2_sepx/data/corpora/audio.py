@@ -151,13 +151,13 @@ def wav_bytes(signal_N: np.ndarray, fs: int) -> bytes:
     return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(folder: Path, name: str, data: bytes) -> None:
     """A file that appears complete or not at all.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    path, temporary = f"{folder}/{name}", f"{folder}/.{name}.tmp"
     try:
         with open(temporary, "wb", buffering=0) as stream:
             view = memoryview(data)
@@ -166,10 +166,10 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{path.parent}: no space left on the disk; make room and run the same command "
+                f"{folder}: no space left on the disk; make room and run the same command "
                 "again, it continues where it stopped"
             ) from error
         raise UserError(f"cannot write {path}: {error.strerror}") from error

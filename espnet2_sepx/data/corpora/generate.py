@@ -35,8 +35,8 @@ from espnet2_sepx.data.workers import Run, locked, workers
 from espnet2_sepx.errors import UserError
 
 FORMAT = 1  # raised whenever the same rows give other files than before
-_MARKER = "made.json"
-_VERIFIED = 500  # mixtures of a subset whose sum is checked, unless all are asked for
+_MARKER, _PLAN = "made.json", "plan.json"
+_VERIFIED = 20  # of how many mixtures the sum is checked, at least; else of every hundredth
 _WORTH_WORKERS = 16  # mixtures; below, starting processes takes longer than the work
 
 
@@ -57,7 +57,7 @@ def generate(corpus: Corpus, subsets: Sequence[Subset], options: Options) -> lis
     Raises:
         UserError: bad material (unless ``skip_bad``), no room on the disk, a foreign folder.
     """
-    with workers(_processes(options.nj, subsets)) as run:
+    with workers(_processes(options.nj, subsets), _preload(corpus)) as run:
         if options.dry_run:
             made, _ = _check(corpus, subsets, options, run)
             report_estimate(corpus, made, options.nj)
@@ -65,6 +65,12 @@ def generate(corpus: Corpus, subsets: Sequence[Subset], options: Options) -> lis
         corpus.root.mkdir(parents=True, exist_ok=True)
         with locked(corpus.root):
             return _generate(corpus, subsets, options, run)
+
+
+def _preload(corpus: Corpus) -> list[str]:
+    """What workers need anyway, to be imported once for all of them."""
+    resampled = any(variant.fs != 16000 for variant in corpus.variants)
+    return [type(corpus).__module__, __name__, *(["scipy.signal"] if resampled else [])]
 
 
 def _processes(nj: int, subsets: Sequence[Subset]) -> int:
@@ -157,7 +163,7 @@ def _make(corpus: Corpus, made: Made, frames: dict[str, int], options: Options, 
         partial[variant] = _partial_folder(corpus, variant, subset)
         for kind in corpus.kinds:
             (partial[variant] / kind).mkdir(exist_ok=True)
-    missing = [row for row in made.rows if not _is_there(corpus, made, partial, row)]
+    missing = _missing(corpus, made, partial)
     if len(missing) < len(made.rows):
         _say(f"{corpus.name} {subset.name}: {len(made.rows) - len(missing)} mixtures are there")
     jobs = [(row, _frames(row, frames)) for row in missing]
@@ -179,7 +185,7 @@ def _make(corpus: Corpus, made: Made, frames: dict[str, int], options: Options, 
             "mixtures": len(made.rows),
             "left_out": sorted({r.name for r in subset.rows} - {r.name for r in made.rows}),
         }
-        write_whole(partial[variant] / _MARKER, (json.dumps(marker) + "\n").encode())
+        write_whole(partial[variant], _MARKER, (json.dumps(marker) + "\n").encode())
         os.replace(partial[variant], corpus.folder(variant, subset.name))
 
 
@@ -191,34 +197,33 @@ def _render(
     try:
         for variant, signals in corpus.render(row, frames):
             for kind, signal in signals.items():
-                path = partial[variant] / kind / f"{row.name}.wav"
-                write_whole(path, wav_bytes(signal, variant.fs))
+                write_whole(
+                    partial[variant] / kind, f"{row.name}.wav", wav_bytes(signal, variant.fs)
+                )
     except BadFile as error:
         return error.path, error.reason
     return None
 
 
-def _is_there(corpus: Corpus, made: Made, partial: dict[Variant, Path], row: Row) -> bool:
+def _missing(corpus: Corpus, made: Made, partial: dict[Variant, Path]) -> list[Row]:
+    """Rows of which a file is not there, or not of the right size."""
+    missing = set()
     for variant, folder in partial.items():
-        size = wav_size(made.samples[variant][row.name], corpus.subtype)
+        lengths = made.samples[variant]
         for kind in corpus.kinds:
-            if _size(folder / kind / f"{row.name}.wav") != size:
-                return False
-    return True
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder / kind)}
+            for row in made.rows:
+                wanted = wav_size(lengths[row.name], corpus.subtype)
+                if sizes.get(f"{row.name}.wav") != wanted:
+                    missing.add(row.name)
+    return [row for row in made.rows if row.name in missing]
 
 
 def _partial_folder(corpus: Corpus, variant: Variant, subset: Subset) -> Path:
     """The folder a subset is built in; what another description left there goes."""
     final = corpus.folder(variant, subset.name)
     folder = partial_of(final)
-    plan = folder / "plan.json"
+    plan = folder / _PLAN
     wanted = json.dumps(_description(corpus, variant, subset))
     if final.exists() and not folder.exists():  # made before with mixtures left out
         os.replace(final, folder)
@@ -226,7 +231,7 @@ def _partial_folder(corpus: Corpus, variant: Variant, subset: Subset) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_whole(plan, wanted.encode())
+    write_whole(folder, _PLAN, wanted.encode())
     return folder
 
 
@@ -292,13 +297,12 @@ def _verify(
             for entry in os.scandir(folder / kind):
                 if entry.name not in wanted:  # of a killed run, or of a row left out now
                     os.unlink(entry.path)
-    for row in made.rows:
-        if not _is_there(corpus, made, partial, row):
-            raise UserError(
-                f"{corpus.name}: files of {row.name} are missing or of wrong length after they "
-                "were written; run the same command again"
-            )
-    step = 1 if options.verify_all else max(1, len(made.rows) // _VERIFIED)
+    for row in _missing(corpus, made, partial):
+        raise UserError(
+            f"{corpus.name}: files of {row.name} are missing or of wrong length after they were "
+            "written; run the same command again"
+        )
+    step = 1 if options.verify_all else min(100, max(1, len(made.rows) // _VERIFIED))
     task = functools.partial(_check_sum, corpus=corpus, partial=partial)
     title = f"{corpus.name} {made.subset.name}: verifying"
     for message in run(task, made.rows[::step], title):

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.signal import firwin, resample_poly
 
 from espnet2_sepx.data.corpora.audio import BadFile, read_audio, to_pcm16
 from espnet2_sepx.data.corpora.base import Corpus, Row, Subset, Variant, resampled_length
@@ -95,35 +94,45 @@ def read_sources(row: Row, frames: Sequence[int], needed: int | None = None) -> 
     stop = longest if needed is None else min(needed, longest)
     signals = [read_audio(file, stop=stop) for file in row.files]
     if len(frames) == 3 and frames[2] < longest:
-        noise = read_audio(row.files[2])
-        signals[2] = extend_noise(noise, longest, row.files[2])[:stop]
+        noise = signals[2] if frames[2] <= stop else read_audio(row.files[2])
+        signals[2] = extend_noise(noise, longest, stop, row.files[2])
     return [signal * gain for signal, gain in zip(signals, row.values, strict=True)]
 
 
-def extend_noise(noise: np.ndarray, length: int, path: str) -> np.ndarray:
-    """Repeat a noise, each time cross-faded over a second, until it is long enough."""
+@functools.lru_cache(maxsize=1)
+def _fades() -> tuple[np.ndarray, np.ndarray]:
+    """Rise and fall of half a second, both with the middle of the window."""
     window = np.hanning(FS + 1)
-    rise, fall = window[: FS // 2 + 1], window[FS // 2 :: 1]
+    return window[: FS // 2 + 1], window[FS // 2 :: -1]
+
+
+def extend_noise(noise: np.ndarray, length: int, stop: int, path: str) -> np.ndarray:
+    """The first ``stop`` samples of a noise that is repeated, cross-faded, to ``length``."""
+    rise, fall = _fades()
     if len(noise) <= len(rise):
         raise BadFile(path, "is shorter than half a second, too short to be extended")
     extended = noise
-    while len(extended) < length:
+    while len(extended) < min(length, stop + len(fall)):  # what follows changes the end only
         body, tail = extended[: -len(fall)], extended[-len(fall) :]
         faded = tail * fall + noise[: len(rise)] * rise
         extended = np.concatenate((body, faded, noise[len(rise) :]))
-    return extended[:length]
+    return extended[:stop]
 
 
 def resample(signal: np.ndarray, fs: int) -> np.ndarray:
     """From 16 kHz to ``fs``; ``scipy.signal.resample_poly`` with its default filter."""
     if fs == FS:
         return signal
+    from scipy.signal import resample_poly  # takes longer to import than all the rest
+
     return resample_poly(signal, fs, FS, window=_default_filter(FS // fs, signal.dtype.str))
 
 
 @functools.lru_cache(maxsize=4)
 def _default_filter(down: int, dtype: str) -> np.ndarray:
     """What ``resample_poly`` designs anew at every call."""
+    from scipy.signal import firwin
+
     return firwin(20 * down + 1, 1.0 / down, window=("kaiser", 5.0)).astype(dtype)
 
 
