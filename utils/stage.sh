@@ -93,3 +93,23 @@ show_recipe_help() {
     printf '\nExperiment (sep.sh)\n===================\n'
     exec ./sep.sh --help
 }
+
+# run_recipe DEFAULT... -- ARG...: the end of a recipe's run.sh. The recipe's `here`, and `corpus`,
+# `data_options` and `data_licence` from the corpus' local/recipe.sh, are set; defaults are options
+# like those of the command line, which wins over them.
+run_recipe() {
+    local defaults=()
+    while [ "$1" != -- ]; do
+        defaults+=("$1")
+        shift
+    done
+    shift
+    forward_options "${data_options:?}" "${defaults[@]}" "$@"
+    cd "${here:?}" || exit 2
+    exec ./sep.sh --corpus "${corpus:?}" --data_licence "${data_licence:?}" "${sep_args[@]}" -- "${data_args[@]}"
+}
+
+# add_option NAME VALUE...: append --NAME VALUE... to the array `options`, unless VALUE is empty.
+add_option() {
+    [ -z "$2" ] || options+=("--$1" "${@:2}")
+}

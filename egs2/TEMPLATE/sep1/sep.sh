@@ -54,7 +54,7 @@ data_licence=    # what the training data are and under which licence
 zoo_dir=         # folder of a self-hosted model zoo
 zoo_url=         # web address at which zoo_dir is served (default: file path)
 hf_repo=         # Hugging Face repository, e.g. user/name
-dry_run=false    # true: show what would be published, publish nothing
+dry_run=false    # true: show what would be published, or (stage 1) written as data, and do nothing
 
 # shellcheck source=utils/stage.sh
 . utils/stage.sh
@@ -90,7 +90,11 @@ train_threads=${train_threads:-${processors}}
 
 if [ -z "${data_tag}" ]; then
     data_tag="${corpus}_${fs}"
-    [ $# -eq 0 ] || data_tag+="_$(hash_of "$@" | cut -c1-6)"
+    what_data=() # the options that determine the data
+    for option in "$@"; do
+        [[ "${option}" =~ ^--(skip_bad|verify_all)= ]] || what_data+=("${option}")
+    done
+    [ ${#what_data[@]} -eq 0 ] || data_tag+="_$(hash_of "${what_data[@]}" | cut -c1-6)"
 fi
 corpus_dir=$(cd .. && pwd)
 data="${corpus_dir}/data/${data_tag}"
@@ -125,9 +129,13 @@ step() {
 }
 
 if in_stages 1 "data preparation (${data_tag})"; then
+    prepare=(local/data.sh --data_dir "${data}" --audio_dir "${corpus_dir}/audio/${data_tag}"
+        --fs "${sample_rate}" --nj "${nj}" "$@")
+    if [ "${dry_run}" = true ] && [ "${stop_stage}" -lt 8 ]; then
+        exec "${prepare[@]}" --dry_run true
+    fi
     # The lock lets several models of one corpus start at the same time.
-    step "data" "${data}/log/prepare.log" flock "${data}/.lock" local/data.sh --data_dir "${data}" \
-        --audio_dir "${corpus_dir}/audio/${data_tag}" --fs "${sample_rate}" --nj "${nj}" "$@"
+    step "data" "${data}/log/prepare.log" flock "${data}/.lock" "${prepare[@]}"
 fi
 
 # What the formatted set $1 depends on.

@@ -21,31 +21,30 @@ min_or_max=        # min or max: cut to the shorter signal, or pad to the longer
 max_seconds=10     # longer recordings are cut into equal pieces
 from_metadata=     # rebuild from the tables DIR/<set>/{sources,metadata}.csv; they fix the mixing
 
+# shellcheck source=utils/stage.sh
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../../utils/stage.sh"
 # shellcheck source=utils/parse_options.sh
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../../utils/parse_options.sh"
 
 options=(--out "${data_dir}" --audio_dir "${audio_dir}")
-add() { # add NAME VALUE...: pass an option on, unless it is empty
-    [ -z "$2" ] || options+=("--$1" "${@:2}")
-}
-add fs "${fs}"
-add nj "${nj}"
-add speech_dir "${speech_dir}"
-add noise_dir "${noise_dir}"
-add rir_dir "${rir_dir}"
-add from_metadata "${from_metadata}"
+add_option fs "${fs}"
+add_option nj "${nj}"
+add_option speech_dir "${speech_dir}"
+add_option noise_dir "${noise_dir}"
+add_option rir_dir "${rir_dir}"
+add_option from_metadata "${from_metadata}"
 if [ -z "${from_metadata}" ]; then
     read -r -a overlap <<<"${overlap_ratio}"
     read -r -a snr <<<"${noise_snr_db}"
-    add seed "${seed}"
-    add num_train "${num_train}"
-    add num_valid "${num_valid}"
-    add num_test "${num_test}"
-    add overlap_ratio "${overlap[@]:-}"
-    add noise_snr_db "${snr[@]:-}"
-    add level_range_db "${level_range_db}"
-    add min_or_max "${min_or_max}"
-    add max_seconds "${max_seconds}"
+    add_option seed "${seed}"
+    add_option num_train "${num_train}"
+    add_option num_valid "${num_valid}"
+    add_option num_test "${num_test}"
+    add_option overlap_ratio "${overlap[@]:-}"
+    add_option noise_snr_db "${snr[@]:-}"
+    add_option level_range_db "${level_range_db}"
+    add_option min_or_max "${min_or_max}"
+    add_option max_seconds "${max_seconds}"
 fi
 
 exec python3 -m espnet2_sepx.bin.make_mini "${options[@]}"

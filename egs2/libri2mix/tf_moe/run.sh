@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# TF-MoE on Libri2Mix, 16 kHz: the paper's experiment.
+#
+#   ./run.sh --librispeech_dir DIR --metadata_dir DIR   from LibriSpeech and the official tables
+#   ./run.sh --libri2mix_dir DIR                        from mixtures that exist
+#
+# Other rows of its tables: --enh_config conf/train_*.yaml.
+# Needs: this package with the extras `recipes`, a GPU for training. Sizes and times: --dry_run true.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=utils/stage.sh
+. "${here}/utils/stage.sh"
+# shellcheck source=egs2/libri2mix/local/recipe.sh
+. "${here}/local/recipe.sh"
+
+run_recipe --fs 16k --enh_config conf/train_tf_moe.yaml -- "$@"
