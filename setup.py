@@ -75,6 +75,7 @@ EXTRAS = {
     "pesq": ["pesq"],  # built from source: needs a C compiler
     "mini": ["espeakng-loader"],
     "report": ["jinja2", "matplotlib"],
+    "wsj0": ["desphere[fast]"],
 }
 EXTRAS["recipes"] = sorted({name for names in EXTRAS.values() for name in names})
 EXTRAS["test"] = [

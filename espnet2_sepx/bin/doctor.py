@@ -34,6 +34,7 @@ EXTRAS = {
     "pesq": "PESQ in the scores (built from source: needs a C compiler)",
     "mini": "generated speech for the recipe egs2/mini; not needed with --speech_dir",
     "report": "the HTML report of stage 7",
+    "wsj0": "WSJ0 as distributed, in shorten-compressed SPHERE files",
     "recipes": "all of these: whatever stages 1 to 9 of a recipe can use",
     "test": "make test",
     "lint": "make lint",

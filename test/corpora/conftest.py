@@ -38,7 +38,7 @@ class Corpora(NamedTuple):
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Corpora:
     root = tmp_path_factory.mktemp("corpora")
-    return build(root, {"train": 8, "valid": 3, "test": 4})
+    return build(root, {"train": 12, "valid": 3, "test": 4})
 
 
 def build(root: Path, counts: dict[str, int], seconds: float = 1.5) -> Corpora:

@@ -11,6 +11,7 @@ from espnet2_sepx.data.corpora.audio import (
     read_header,
     to_pcm16,
     wav_bytes,
+    wav_samples,
     wav_size,
     write_whole,
 )
@@ -37,6 +38,7 @@ def test_conversion_and_header_are_those_of_libsndfile(tmp_path, dtype):
     data = wav_bytes(to_pcm16(signal), 8000)
     assert (tmp_path / "a.wav").read_bytes() == data
     assert len(data) == wav_size(len(signal), "PCM_16")
+    assert wav_samples(len(data), "PCM_16") == len(signal)
 
 
 def test_float_files_keep_their_samples_and_have_no_date(tmp_path):

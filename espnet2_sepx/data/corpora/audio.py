@@ -134,6 +134,11 @@ def wav_size(samples: int, subtype: str) -> int:
     return _HEADER_BYTES[subtype] + _SAMPLE_BYTES[subtype] * samples
 
 
+def wav_samples(size: int, subtype: str) -> int:
+    """Samples of a file of so many bytes; the reverse of ``wav_size``."""
+    return (size - _HEADER_BYTES[subtype]) // _SAMPLE_BYTES[subtype]
+
+
 def wav_bytes(signal_N: np.ndarray, fs: int) -> bytes:
     """A mono WAV file: 16-bit for int16, IEEE float for float32 samples."""
     data = signal_N.tobytes()

@@ -59,7 +59,10 @@ class Subset:
 
 @dataclasses.dataclass
 class Made:
-    """A subset as it is on disk now, or would be: its rows, and their lengths by variant."""
+    """A subset as it is on disk now, or would be: its rows, and their lengths by variant.
+
+    ``samples`` is empty for a subset that was there already.
+    """
 
     subset: Subset
     rows: list[Row]

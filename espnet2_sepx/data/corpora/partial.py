@@ -130,17 +130,20 @@ def _limit(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def speech_extent(signal: np.ndarray, fs: int) -> tuple[int, int]:
-    """First active sample and the one after the last; (0, 0) for silence."""
+    """Beginning and end of the speech, between the centres of frames; (0, 0) for silence.
+
+    They may lie some milliseconds outside the signal, and move with it when it is delayed by a
+    multiple of the hop.
+    """
     frame, hop = round(_FRAME_S * fs), round(_HOP_S * fs)
-    if len(signal) < frame:
-        return 0, len(signal)
-    energy = np.concatenate(([0.0], np.cumsum(np.square(signal, dtype=np.float64))))
-    starts = np.arange(0, len(signal) - frame + 1, hop)
+    padded = np.pad(signal, frame).astype(np.float64)
+    energy = np.concatenate(([0.0], np.cumsum(np.square(padded))))
+    starts = np.arange(0, len(padded) - frame + 1, hop)
     power = energy[starts + frame] - energy[starts]
     if power.max() <= 0.0:
         return 0, 0
-    active = np.flatnonzero(power > power.max() * 10 ** (-_RANGE_DB / 10))
-    return int(starts[active[0]]), int(starts[active[-1]]) + frame
+    active = starts[power > power.max() * 10 ** (-_RANGE_DB / 10)] - frame
+    return int(active[0]) + (frame - hop) // 2, int(active[-1]) + (frame + hop) // 2
 
 
 def overlap_of_extents(first: tuple[int, int], second: tuple[int, int]) -> float:
@@ -163,6 +166,8 @@ def draw_plan(entry: Entry, condition: Condition, seed: int) -> Plan:
         leader, other = (extents[1], extents[0]) if second_first else extents
         wanted = round(ratio * min(end - start for start, end in extents))
         delay = leader[1] - wanted - other[0]  # below 0 it is the leader that has to wait
+        hop = round(_HOP_S * fs)
+        delay = round(delay / hop) * hop
         delay = -delay if second_first else delay
     moved = [
         (start + wait, end + wait)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from espnet2_sepx.data.corpora.audio import wav_samples
 from espnet2_sepx.data.corpora.base import Corpus, Made
 from espnet2_sepx.data.kaldi import spk2utt_from_utt2spk, write_scp
 from espnet2_sepx.files import atomic_dir, atomic_write
@@ -86,7 +88,7 @@ def _sources(entries: Iterable[Entry]) -> tuple[dict[str, str], dict[str, str]]:
 
 def write_mixture_tables(corpus: Corpus, made: Made) -> None:
     """LibriMix's ``metadata/mixture_<subset>_<kind>.csv``, which other toolkits read."""
-    for variant, lengths in made.samples.items():
+    for variant in corpus.variants:
         folder = corpus.folder(variant, made.subset.name)
         for kind, parts in corpus.sums.items():
             columns = {"s1": "source_1_path", "s2": "source_2_path", "noise": "noise_path"}
@@ -97,4 +99,5 @@ def write_mixture_tables(corpus: Corpus, made: Made) -> None:
                 stream.write(",".join(header) + "\n")
                 for row in made.rows:
                     paths = [f"{folder}/{part}/{row.name}.wav" for part in (kind, *parts)]
-                    stream.write(",".join([row.name, *paths, str(lengths[row.name])]) + "\n")
+                    length = wav_samples(os.stat(paths[0]).st_size, corpus.subtype)
+                    stream.write(",".join([row.name, *paths, str(length)]) + "\n")
