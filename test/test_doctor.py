@@ -99,6 +99,21 @@ def test_a_kernel_that_is_not_used_says_why(installed, capsys, monkeypatch):
     assert found["Computation/oneDNN products"]["detail"] == "not used: switched off by X=0"
 
 
+def test_the_scan_in_use_is_named_and_the_others_say_why_not(installed, capsys, monkeypatch):
+    from espnet2_sepx.layers.scan import backends, compiled
+
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    monkeypatch.setattr(compiled, "probe", lambda: (None, "no C compiler"))
+    _, found = findings(capsys)
+    assert found["Computation/selective scan"]["status"] == "note"
+    detail = found["Computation/selective scan"]["detail"]
+    assert detail.startswith("torch (mamba_ssm: ")
+    assert "cpu: no C compiler" in detail
+    monkeypatch.setenv(backends.VARIABLE, "reference")
+    _, found = findings(capsys)
+    assert found["Computation/selective scan"]["detail"].startswith("reference, asked for by")
+
+
 def test_names_that_espnet_lacks_are_told():
     present = {f"{row.choices}:{row.name}" for row in TABLE}
     assert doctor.names_finding("here", present).status == "ok"

@@ -27,8 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from espnet2_sepx.layers.kernels import linear
 from espnet2_sepx.layers.mamba import MambaLayer
 
-PIECE_WINDOWS = {"cpu": 1000, "cuda": 1 << 17}
-"""Windows that a path works off at a time."""
+PIECE_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 28}
+"""Size of the widest tensor in the sequences that a path works off at a time."""
 QUERY_BLOCK = 256
 """Frames whose attention is computed at a time."""
 
@@ -110,6 +110,11 @@ class LSTMLayer(nn.LSTM):
     def output_size(self) -> int:
         return self.hidden_size * (2 if self.bidirectional else 1)
 
+    @property
+    def widest(self) -> int:
+        """Numbers per step in the largest of its tensors."""
+        return 4 * self.output_size
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return nn.LSTM.forward(self, x)[0]
 
@@ -162,9 +167,9 @@ def run_path(
     step: Callable[[Tensor], Tensor] = run
     if recompute and torch.is_grad_enabled():
         step = functools.partial(checkpoint, run, use_reentrant=False)
-    windows = (x.shape[1] - size) // hop + 1
-    limit = PIECE_WINDOWS.get(x.device.type, PIECE_WINDOWS["cuda"])
-    return torch.cat([step(piece) for piece in x.split(max(1, limit // max(1, windows)))])
+    numbers = ((x.shape[1] - size) // hop + 1) * model.widest
+    limit = PIECE_NUMBERS.get(x.device.type, PIECE_NUMBERS["cuda"])
+    return torch.cat([step(piece) for piece in x.split(max(1, limit // max(1, numbers)))])
 
 
 def stream_path(

@@ -183,13 +183,20 @@ class MambaLayer(nn.Module):
         def blocks() -> nn.ModuleList:
             return nn.ModuleList(MambaBlock(dim, eps, **options) for _ in range(num_layers))
 
+        self.dim = dim
         self.forward_blocks = blocks()
+        self.inner: int = self.forward_blocks[0].mixer.D.shape[0]  # type: ignore
         self.backward_blocks = blocks() if bidirectional else None
 
     @property
     def output_size(self) -> int:
         directions = 1 if self.backward_blocks is None else 2
-        return directions * self.forward_blocks[0].mixer.in_proj.in_features  # type: ignore
+        return directions * self.dim
+
+    @property
+    def widest(self) -> int:
+        """Numbers per step in the largest of its tensors."""
+        return 2 * self.inner
 
     def forward(self, x: Tensor) -> Tensor:
         forward = x

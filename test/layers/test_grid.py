@@ -50,13 +50,13 @@ def test_pieces_change_nothing(parts, monkeypatch) -> None:
     x = torch.randn(9, 12, D, dtype=torch.float64)
     with torch.no_grad():
         whole = grid.run_path(x, norm, model, deconv)
-        monkeypatch.setitem(grid.PIECE_WINDOWS, "cpu", 20)
+        monkeypatch.setitem(grid.PIECE_NUMBERS, "cpu", 1000)
         torch.testing.assert_close(grid.run_path(x, norm, model, deconv), whole, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_recomputing_changes_memory_only(parts, monkeypatch, causal) -> None:
-    monkeypatch.setitem(grid.PIECE_WINDOWS, "cpu", 20)
+    monkeypatch.setitem(grid.PIECE_NUMBERS, "cpu", 1000)
     modules = parts(bidirectional=not causal)
     kept, grads = [], []
     for recompute in (False, True):

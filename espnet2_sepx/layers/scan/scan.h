@@ -3,6 +3,14 @@
 #define BACK_TILE 16 /* backward keeps a tile's states and factors: 2 x 16 N V floats */
 #define MAX_STATE 64
 
+/* function(..., N), compiled for the usual numbers of states. */
+#define WITH_CONSTANT(N, function, ...)                                                            \
+    switch (N) {                                                                                   \
+    case 16: function(__VA_ARGS__, 16); break;                                                     \
+    case 8: function(__VA_ARGS__, 8); break;                                                       \
+    default: function(__VA_ARGS__, N);                                                             \
+    }
+
 /* Everything a scan reads. A pointer that is NULL leaves its part out. */
 typedef struct {
     const float *u, *dt, *B, *C, *z; /* (B, L, D), (B, L, D), (B, L, N) twice, (B, L, D) or NULL */
@@ -66,10 +74,7 @@ static void forward_item(const Scan *s, ptrdiff_t item, float *state, float *y, 
             const ptrdiff_t lanes = s->width - d;
             vf h[MAX_STATE];
             for (ptrdiff_t n = 0; n < N; n++) h[n] = load_part(h_item + n * s->width + d, lanes);
-            if (N == 16)
-                forward_tile(s, item, d, from, to, h, y, 16);
-            else
-                forward_tile(s, item, d, from, to, h, y, N);
+            WITH_CONSTANT(N, forward_tile, s, item, d, from, to, h, y);
             for (ptrdiff_t n = 0; n < N; n++) store_part(h_item + n * s->width + d, h[n], lanes);
         }
     }
@@ -175,10 +180,7 @@ static void backward_item(const Scan *s, const Grads *g, const float *state, ptr
             vf h[MAX_STATE];
             for (ptrdiff_t n = 0; n < N; n++)
                 h[n] = load_part(bounds + tile * size + n * s->width + d, lanes);
-            if (N == 16)
-                forward_tile(&plain, item, d, from, from + BACK_TILE, h, NULL, 16);
-            else
-                forward_tile(&plain, item, d, from, from + BACK_TILE, h, NULL, N);
+            WITH_CONSTANT(N, forward_tile, &plain, item, d, from, from + BACK_TILE, h, NULL);
             for (ptrdiff_t n = 0; n < N; n++)
                 store_part(bounds + (tile + 1) * size + n * s->width + d, h[n], lanes);
         }
@@ -190,10 +192,8 @@ static void backward_item(const Scan *s, const Grads *g, const float *state, ptr
             for (ptrdiff_t n = 0; n < N; n++) sum_B[i * N + n] = sum_C[i * N + n] = splat(0);
         for (ptrdiff_t d = 0; d < s->width; d += V) {
             const float *h0 = bounds + tile * size;
-            if (N == 16)
-                backward_tile(s, g, item, d, from, to, h0, G, dA, dD, dbias, sum_B, sum_C, 16);
-            else
-                backward_tile(s, g, item, d, from, to, h0, G, dA, dD, dbias, sum_B, sum_C, N);
+            WITH_CONSTANT(N, backward_tile, s, g, item, d, from, to, h0, G, dA, dD, dbias, sum_B,
+                          sum_C);
         }
         for (ptrdiff_t i = 0; i < to - from; i++) {
             const ptrdiff_t row = item * s->length + row_of(s, from + i);
