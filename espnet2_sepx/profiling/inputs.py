@@ -31,8 +31,17 @@ def recording(path: str | Path, fs: int, samples: int | None = None) -> Tensor:
     return torch.from_numpy(audio[:samples])[None]
 
 
-def recordings(data_dir: str | Path, fs: int, samples: int) -> Tensor:
-    """Mixtures of a data directory one after the other, cut at ``samples``."""
+def repeated(audio: Tensor, samples: int) -> Tensor:
+    """``(1, length[, channels])`` as often as it takes, cut at ``samples``."""
+    times = -(-samples // audio.shape[1])
+    return torch.cat([audio] * times, 1)[:, :samples]
+
+
+def recordings(data_dir: str | Path, fs: int, samples: int, repeat: bool = False) -> Tensor:
+    """Mixtures of a data directory one after the other, cut at ``samples``.
+
+    If they are too short, they start again (``repeat``) or it is a ``UserError``.
+    """
     scp = Path(data_dir) / "wav.scp"
     pieces: list[np.ndarray] = []
     missing = samples
@@ -41,10 +50,23 @@ def recordings(data_dir: str | Path, fs: int, samples: int) -> Tensor:
         missing -= len(pieces[-1])
         if missing == 0:
             return torch.from_numpy(np.concatenate(pieces))[None]
+    if repeat and pieces:
+        return repeated(torch.from_numpy(np.concatenate(pieces))[None], samples)
     raise UserError(
         f"{scp}: {(samples - missing) / fs:g} s in all, {samples / fs:g} s asked for; "
         "give a smaller --seconds"
     )
+
+
+def reference(path: str | Path, fs: int, samples: int) -> np.ndarray:
+    """One speaker of a mixture, (samples,); ``UserError`` if it does not fit the mixture."""
+    signal = _read(path, fs)
+    if signal.shape != (samples,):
+        raise UserError(
+            f"{path}: has shape {signal.shape}, its mixture {samples} samples; "
+            "prepare the data again"
+        )
+    return signal
 
 
 def _read(path: str | Path, fs: int) -> np.ndarray:

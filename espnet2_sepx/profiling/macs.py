@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -67,29 +67,38 @@ def _sum(items) -> Work:
 
 
 def count_macs(model: nn.Module, run: Callable[[], Any]) -> Count:
-    """Execute ``run`` in eval mode and count what it costs.
+    """Execute ``run`` in eval mode and count what it costs; see ``count_each``."""
+    return count_each(model, [run])[0]
 
-    It runs twice and the second run counts: what a model computes once and keeps (folded
+
+def count_each(model: nn.Module, runs: Iterable[Callable[[], Any]]) -> list[Count]:
+    """Execute functions in eval mode and count what each costs.
+
+    The first runs twice and its second run counts: what a model computes once and keeps (folded
     normalisation, tables) is not a cost per second of audio.
 
     Args:
-        model: the module that ``run`` uses. It is set to training and back to evaluation first,
+        model: the module that ``runs`` use. It is set to training and back to evaluation first,
             which drops what it kept from earlier runs: the origin of such a tensor is unknown.
-        run: a function without arguments; executed without gradients.
+        runs: functions without arguments; executed without gradients.
     """
     model.train()
     model.eval()
     counter = _Counter(model)
-    with _plain_kernels(), torch.no_grad(), counter:
-        run()
-        counter.count = Count()
-        run()
+    counts: list[Count] = []
+    with plain_kernels(), torch.no_grad(), counter:
+        for run in runs:
+            if not counts:
+                run()
+            counter.count = Count()
+            run()
+            counts.append(counter.count)
     model.eval()  # what was kept now suits plain kernels only
-    return counter.count
+    return counts
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Count the model, not the machine: without kernels that hide products or add some.
 
     PyTorch's fused encoder layer is one operator; our oneDNN route pads its operands.

@@ -58,11 +58,11 @@ def part_of(path: str, depth: int = DEPTH) -> str:
     return ".".join(names[:depth]) or "model"
 
 
-def work_by_part(by_module: Mapping[str, Work], depth: int = DEPTH) -> dict[str, Work]:
-    """Add up work by part, in the order in which the parts first ran."""
-    parts: dict[str, Work] = defaultdict(Work)
-    for path, work in by_module.items():
-        parts[part_of(path, depth)] += work
+def by_part(by_module: Mapping[str, int], depth: int = DEPTH) -> dict[str, int]:
+    """Add up figures of modules by part, in the order in which the parts first appear."""
+    parts: dict[str, int] = defaultdict(int)
+    for path, value in by_module.items():
+        parts[part_of(path, depth)] += value
     return dict(parts)
 
 

@@ -18,6 +18,14 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 12.0, 40.0
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A drawing with its caption."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Series:
     """One curve; ``style`` is a class of the style sheet, ``label`` "" keeps it out of the key."""
 

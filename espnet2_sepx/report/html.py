@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet2_sepx.profiling.tree import subtotal, with_subtotals
 from espnet2_sepx.report.charts import (
+    Chart,
     Series,
     histogram,
     line_chart,
     scatter_chart,
 )
 from espnet2_sepx.report.collect import EvalSet, Experiment, versions
+from espnet2_sepx.report.cost_view import cost_section
 from espnet2_sepx.report.examples import Example
 from espnet2_sepx.report.results import (
     METRICS,
@@ -24,7 +23,6 @@ from espnet2_sepx.report.results import (
     format_interval,
     format_score,
     key_figures,
-    quantity,
     score_columns,
     training_summary,
 )
@@ -43,14 +41,6 @@ _MOE_TITLES = {
     "alive": "Experts alive",
     "top1_prob": "Mean probability of the chosen expert",
 }
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with its caption."""
-
-    title: str
-    svg: str
 
 
 def render(
@@ -74,7 +64,7 @@ def render(
         figures=key_figures(experiment),
         sets=[_set_section(item, examples.get(item.name, [])) for item in experiment.sets],
         metrics=[(name, *METRICS[name][:2]) for name in score_columns(experiment)],
-        cost=_cost_section(experiment.cost) if experiment.cost else None,
+        cost=cost_section(experiment.cost) if experiment.cost else None,
         curves=training_charts(experiment),
         expert_curves=expert_charts(experiment),
         routing=routing,
@@ -217,88 +207,6 @@ def _worst_row(row: dict[str, Any], shown: set[str]) -> dict[str, Any]:
         ),
         "note": row.get("note") or "",
     }
-
-
-# --- cost ----------------------------------------------------------------------------------------
-
-
-def _cost_section(cost: dict[str, Any]) -> dict[str, Any]:
-    """Rows of the parts as a tree; parts without products count in the sums above them only."""
-    macs = cost.get("macs_per_second") or {}
-    work = macs.get("by_part") or {}
-    columns = {
-        "parameters": (cost.get("parameters") or {}).get("by_part") or {},
-        "weights": {part: row.get("weights") or 0 for part, row in work.items()},
-        "all": {part: row.get("all") or 0 for part, row in work.items()},
-    }
-    total = {
-        "parameters": (cost.get("parameters") or {}).get("total"),
-        "weights": macs.get("weights"),
-        "all": macs.get("all"),
-    }
-    rows = []
-    for part in with_subtotals([*work, *(part for part in columns["parameters"])]):
-        sums = {name: subtotal(values, part) for name, values in columns.items()}
-        if sums["all"]:
-            shares = {name: 100 * sums[name] / (total[name] or 1) for name in sums}
-            rows.append(
-                {
-                    "part": part.rpartition(".")[2],
-                    "depth": part.count("."),
-                    "cells": _cost_cells(sums),
-                    "size_share": min(100.0, shares["parameters"]),
-                    "mac_share": min(100.0, shares["all"]),
-                }
-            )
-    return {
-        "rows": rows,
-        "total": _cost_cells(total),
-        "facts": _cost_facts(cost),
-        "uncounted": macs.get("uncounted") or {},
-    }
-
-
-def _cost_cells(values: Mapping[str, float | None]) -> dict[str, str]:
-    size = values["parameters"]
-    return {
-        "parameters": UNKNOWN if size is None else f"{size:,.0f}",
-        "weights": quantity(values["weights"]),
-        "all": quantity(values["all"]),
-    }
-
-
-def _cost_facts(cost: dict[str, Any]) -> list[tuple[str, str]]:
-    rtf, memory = cost.get("rtf") or {}, cost.get("memory_mb") or {}
-    macs, environment = cost.get("macs_per_second") or {}, cost.get("environment") or {}
-    facts = []
-    if cost.get("seconds") and cost.get("fs"):
-        source = f" of {Path(cost['input']).name}" if cost.get("input") else ""
-        facts.append(("Input", f"{cost['seconds']:g} s{source} at {cost['fs']} Hz"))
-    for name, title in (
-        ("executed", "MACs per second, executed"),
-        ("elementwise", "Elementwise products per second"),
-    ):
-        if macs.get(name) is not None:
-            facts.append((title, quantity(macs[name])))
-    if rtf.get("median") is not None:
-        spread = ""
-        if rtf.get("min") is not None and rtf.get("max") is not None:
-            spread = f" ({rtf['min']:.3g} to {rtf['max']:.3g} in {rtf.get('repeats', '?')} runs)"
-        facts.append(("Real-time factor", f"{rtf['median']:.3g}{spread}"))
-        facts.append(("CPU threads", str(rtf.get("threads", UNKNOWN))))
-    if memory.get("peak") is not None:
-        over = ""
-        if memory.get("baseline") is not None:
-            over = f" ({memory['baseline']:.0f} MB before the run)"
-        facts.append(("Peak memory", f"{memory['peak']:.0f} MB{over}"))
-    if "latency" in cost:
-        look_ahead = (cost["latency"] or {}).get("algorithmic_ms")
-        whole = "the whole input"
-        facts.append(("Latency", whole if look_ahead is None else f"{look_ahead:.3g} ms"))
-    facts += [(name.capitalize(), str(value)) for name, value in environment.items() if value]
-    if cost.get("rules"):
-        facts.append(("Counting rules", f"version {cost['rules']}"))
-    return facts
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """The command: a whole measurement, its files, the comparison, and its complaints."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
-from profiling_configs import small_tcn, small_tf_moe
+from profiling_configs import conv_config, small_tcn, small_tf_moe
 
+import espnet2_sepx.profiling.cost as cost_module
 from espnet2_sepx.bin import measure_cost
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.profiling.cost import config_name, read_cost
@@ -43,19 +45,24 @@ def test_a_whole_measurement(measured):
     assert sorted(file.name for file in out.parent.iterdir()) == ["cost.json", "cost.md"]
     assert cost["config"] == out.parent.parent.name
     assert (cost["schema"], cost["separator"], cost["fs"], cost["seconds"]) == (
-        1,
+        2,
         "tf_moe",
         8000,
         0.5,
     )
     assert cost["input"] == "noise"
+    documented = set(re.findall(r"^``(\w+)``", cost_module.__doc__, re.MULTILINE))
+    assert set(cost) == documented | {"seconds"}
 
     parameters, macs = cost["parameters"], cost["macs_per_second"]
     assert parameters["total"] == parameters["trainable"] == sum(parameters["by_part"].values())
-    for column in ("weights", "all", "elementwise"):
+    for column in ("weights", "all", "elementwise", "ptflops", "thop", "torchprofile"):
+        assert macs[column] > 0
         assert sum(row[column] for row in macs["by_part"].values()) == pytest.approx(macs[column])
-    assert 0 < macs["weights"] < macs["all"] == macs["executed"]
-    assert macs["uncounted"] == {}
+    assert 0 < macs["weights"] < macs["all"] == macs["executed"] < macs["theoretical"]
+    assert macs["uncounted"] == macs["problems"] == {}
+    assert cost["conditional"] is cost["streaming"] is None
+    assert cost["other_runs"] == cost["curves"] == []
     assert cost["rtf"]["threads"] == 1
     assert 0 < cost["rtf"]["min"] <= cost["rtf"]["median"] <= cost["rtf"]["max"]
     assert 0 < cost["memory_mb"]["baseline"] <= cost["memory_mb"]["peak"]
@@ -68,11 +75,12 @@ def test_table_of_one_system(measured):
     assert "| parameters | " in text
     assert "&emsp;&emsp;&emsp;attention |" in text
     assert "Not counted" not in text
-    assert "| algorithmic latency | the whole input |" in text
+    assert "| look-ahead of the output | the whole input |" in text
+    assert "- `thop` " in text
     cost = read_cost(measured[1])
     cost["macs_per_second"]["uncounted"] = {"mamba.selective_scan": 12}
     cost["latency"] = {"algorithmic_samples": 15, "algorithmic_ms": 1.875}
-    assert "| algorithmic latency | 1.875 ms |" in cost_markdown(cost)
+    assert "| look-ahead of the output | 1.875 ms |" in cost_markdown(cost)
     assert "**Not counted**, for want of a rule: `mamba.selective_scan` x 12." in cost_markdown(
         cost
     )
@@ -88,6 +96,7 @@ def test_comparison_refuses_unequal_conditions(measured, tmp_path):
     assert forced.returncode == 0
     rows = forced.stdout.splitlines()
     assert rows[0].endswith("input length |")
+    assert "MAC/s ptflops" in rows[0]
     assert [row.split(" | ")[0] for row in rows[2:4]] == [f"| {cost['config']}", "| other"]
 
     table = compare_markdown([cost, {**cost, "config": "twin"}])
@@ -110,10 +119,18 @@ def test_comparison_refuses_unequal_conditions(measured, tmp_path):
             ["--config", "c.yaml", "--out", "x.json", "--seconds", "-1"],
             "--seconds: must be above 0",
         ),
+        (
+            ["--config", "c.yaml", "--out", "x.json", "--curve", "1", "-2"],
+            "--curve: must be above 0, got -2",
+        ),
+        (
+            ["--config", "c.yaml", "--out", "x.json", "--threads", "1", "0"],
+            "--threads: must be above 0, got 0",
+        ),
         (["--config", "c.yaml", "--out", "x.json", "--wav", "a.wav"], "a.wav: no such file"),
         (["--compare", "no.json"], "no.json: cannot read"),
         (["--compare", "c.yaml"], "c.yaml: not JSON"),
-        (["--compare", "old.json"], "old.json: not a cost.json of schema 1"),
+        (["--compare", "old.json"], "old.json: not a cost.json of schema 2"),
     ],
 )
 def test_complaints(options, message, tmp_path, monkeypatch):
@@ -124,6 +141,31 @@ def test_complaints(options, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         measure_cost.main()
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.slow
+def test_curves_threads_streaming_and_plots(tmp_path):
+    """One run with all that is optional, of a model that streams."""
+    pytest.importorskip("matplotlib")
+    config, out = tmp_path / "skim.yaml", tmp_path / "cost.json"
+    skim = conv_config("skim", unit=8, layer=2, segment_size=20, causal=True)
+    config.write_text(yaml.safe_dump(skim), encoding="utf-8")
+    options = ["--fs", 8000, "--seconds", 0.5, "--repeats", 2, "--threads", 1, 2]
+    curve = ["--curve", 0.5, 1, "--plots", "true", "--device", "cpu"]
+    result = command("--config", config, "--out", out, *options, *curve)
+    assert result.returncode == 0, result.stderr
+    cost = read_cost(out)
+    assert [run["rtf"]["threads"] for run in cost["other_runs"]] == [2]
+    assert [curve["threads"] for curve in cost["curves"]] == [1, 2]
+    for curve in cost["curves"]:
+        assert [point["seconds"] for point in curve["points"]] == [0.5, 1.0]
+        assert curve["stopped"] is None
+        assert curve["slope"]["time"] > 0
+    assert cost["streaming"]["latency_samples"] == 16
+    for name in ("cost_parts.svg", "cost_curves.svg"):
+        assert "<svg" in (tmp_path / name).read_text(encoding="utf-8")
+    for words in ("streaming, latency | 2 ms", "Growth from 0.5 to 1 s: time n^", "| cpu | 2 |"):
+        assert words in result.stdout
 
 
 def test_an_error_of_the_measuring_process_is_one_line(tmp_path):

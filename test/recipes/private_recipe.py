@@ -33,7 +33,15 @@ class Recipe:
     def command(self, *options: str) -> list[str]:
         """`run.sh` with the tiny settings, which `options` can override."""
         tiny = [*TINY, "--enh_tag", "tiny", "--enh_args", TINY_TRAINING, "--metrics", "si_snr sdr"]
-        return [str(self.path / "run.sh"), *tiny, "--profile_seconds", "1", *options]
+        return [
+            str(self.path / "run.sh"),
+            *tiny,
+            "--profile_seconds",
+            "1",
+            "--profile_curve",
+            "0.5 1",
+            *options,
+        ]
 
     def start(self, *options: str) -> subprocess.Popen:
         return subprocess.Popen(

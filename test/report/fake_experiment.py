@@ -153,7 +153,7 @@ def config() -> dict:
 
 def cost() -> dict:
     return {
-        "schema": 1,
+        "schema": 2,
         "rules": "1",
         "config": "config.yaml",
         "separator": "tf_moe",
@@ -173,6 +173,11 @@ def cost() -> dict:
             "weights": 1.2e8,
             "all": 1.901e8,
             "executed": 1.901e8,
+            "theoretical": 5e8,
+            "ptflops": 1.3e8,
+            "thop": 1.25e8,
+            "torchprofile": None,
+            "problems": {"torchprofile": "cannot be traced"},
             "elementwise": 1e6,
             "by_part": {
                 "encoder.stft": {"weights": 0, "all": 1e5, "elementwise": 1e4},
@@ -184,6 +189,35 @@ def cost() -> dict:
         },
         "rtf": {"median": 0.083, "min": 0.081, "max": 0.09, "threads": 1, "repeats": 5},
         "memory_mb": {"peak": 412.0, "baseline": 301.0},
+        "conditional": {
+            "utterances": 6,
+            "seconds": 9.0,
+            "theoretical": {"mean": 5e8, "p5": 5e8, "p50": 5e8, "p95": 5e8},
+            "executed": {"mean": 1.9e8, "p5": 1.8e8, "p50": 1.9e8, "p95": 2e8},
+            "by_segment": {
+                "silence": {"seconds": 0.0},
+                "one_speaker": {"seconds": 3.0, "mean": 1e8, "p5": 1e8, "p50": 1e8, "p95": 1e8},
+                "overlap": {"seconds": 6.0, "mean": 2.3e8, "p5": 2e8, "p50": 2e8, "p95": 3e8},
+            },
+        },
+        "other_runs": [{"device": "cpu", "threads": 2, "rtf": {"median": 0.05}}],
+        "curves": [
+            {
+                "device": "cpu",
+                "threads": 1,
+                "points": [
+                    {
+                        "seconds": seconds,
+                        "rtf": {"median": 0.08},
+                        "memory_mb": {"peak": 300.0 + 10 * seconds, "baseline": 300.0},
+                    }
+                    for seconds in (1.0, 4.0)
+                ],
+                "stopped": None,
+                "slope": {"time": 1.02, "memory": 1.0, "from_s": 1.0, "to_s": 4.0},
+            }
+        ],
+        "streaming": None,
         "latency": {"algorithmic_samples": None, "algorithmic_ms": None},
         "environment": {"processor": "test CPU", "torch": torch.__version__},
     }

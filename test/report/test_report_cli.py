@@ -59,7 +59,16 @@ def test_whole_report(experiment: tuple[Path, Path], capsys: pytest.CaptureFixtu
     assert not (exp / "report.html").read_text().count("Missing parts")
     assert len(page.attributes("audio")) == 3 * 5
     assert len(page.attributes("article")) == 3
-    for title in ("Typical", "dead: 4", "band_split", "Experts alive", "higher voice", "123,456"):
+    assert "Computing time of a run" in page.text
+    for title in (
+        "Typical",
+        "dead: 4",
+        "band_split",
+        "Experts alive",
+        "higher voice",
+        "123,456",
+        "one speaker",
+    ):
         assert title.lower() in page.text.lower()
     assert (exp / "report.html").stat().st_size < 8e6
 

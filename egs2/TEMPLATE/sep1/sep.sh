@@ -46,6 +46,8 @@ score_valid=true # separate and score the validation set, too
 
 # Profiling and report
 profile_seconds=4 # length of the input that is profiled
+profile_curve="1 4 16" # lengths in seconds over which time and memory are measured; "" for none
+profile_utterances=20  # test mixtures for the cost by number of speakers (models that skip work)
 examples=5        # test mixtures to show and play in the report
 
 # Packing and publishing
@@ -272,11 +274,14 @@ fi
 
 if in_stages 6 "profiling"; then
     need_file "${exp}/${inference_model}" 3
-    depends=("@${exp}/${inference_model}" "@${exp}/config.yaml" "${profile_seconds}")
+    depends=("@${exp}/${inference_model}" "@${exp}/config.yaml" "${profile_seconds}" "${profile_curve}"
+        "${profile_utterances}")
     if ! is_done "${exp}/profile/done" "${depends[@]}"; then
+        # shellcheck disable=SC2086 # one word per length
         step "profiling" "${exp}/log/profile.log" "${python}" -m espnet2_sepx.bin.measure_cost --config "${exp}/config.yaml" \
             --model_file "${exp}/${inference_model}" --seconds "${profile_seconds}" --fs "${sample_rate}" \
-            --data_dir "${dump}/${test_sets%% *}" --out "${exp}/profile/cost.json"
+            --data_dir "${dump}/${test_sets%% *}" --max_utterances "${profile_utterances}" \
+            ${profile_curve:+--curve ${profile_curve}} --out "${exp}/profile/cost.json"
         mark_done "${exp}/profile/done" "${depends[@]}"
     fi
 fi
