@@ -41,8 +41,7 @@ def separate(model: EnhModel, mixture: Tensor, fs: int) -> list[Tensor]:
     elif getattr(model, "normalize_variance", False):
         scale = mixture.std(tuple(range(1, mixture.dim())), keepdim=True)
     if scale is not None:
-        scale = torch.where(scale > 0, scale, 1)  # a constant has no level to go by
-        mixture = mixture / scale
+        mixture = mixture / torch.where(scale > 0, scale, 1)  # silence gives silence
     rate = fs if any_rate else None
     features, frames = model.encoder(mixture, lengths, fs=rate)
     if _is_instance(model, "espnet2.enh.diffusion_enh", "ESPnetDiffusionModel"):
