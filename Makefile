@@ -13,7 +13,8 @@ VENV := $(CURDIR)/.venv
 INSTALLED := $(VENV)/.installed
 # As after `source .venv/bin/activate`, whatever else is active.
 IN_VENV := VIRTUAL_ENV="$(VENV)" PATH="$(VENV)/bin:$$PATH"
-PYTEST := $(IN_VENV) python -m pytest
+# One thread each, on as many processors as there are.
+PYTEST := $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 8
 SHELL_SCRIPTS = $$(git ls-files '*.sh' .ci/run)
 
 .PHONY: help venv demo test test-slow test-all recipes bench lint format doctor \

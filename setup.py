@@ -81,6 +81,7 @@ EXTRAS["recipes"] = sorted({name for names in EXTRAS.values() for name in names}
 EXTRAS["test"] = [
     *EXTRAS["recipes"],
     "pytest",
+    "pytest-xdist",
     "mir_eval<0.9",
     "torchmetrics",
     "espnet_model_zoo",
