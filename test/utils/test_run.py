@@ -189,6 +189,11 @@ def wait_until(condition, seconds=15.0):
     return condition()
 
 
+def foreground() -> None:
+    """In a child: Ctrl-C works, also when these tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -202,7 +207,9 @@ def test_nothing_is_left_over_after_a_kill(tmp_path, victim):
     command = f"{' '.join(RUN)} {tmp_path}/a.log bash -c '{FAMILY.format(marker)}'"
     if victim == "script over a subshell":
         command = f"( ({command}; true); true)"
-    script = subprocess.Popen(["bash", "-c", f"{command}; true"], start_new_session=True)
+    script = subprocess.Popen(
+        ["bash", "-c", f"{command}; true"], start_new_session=True, preexec_fn=foreground
+    )
     # the three sleeps, their shell, run.py twice, and the script
     assert wait_until(lambda: len(processes(marker)) >= 7)
     if victim.startswith("script"):
@@ -230,6 +237,7 @@ def test_ctrl_c_ends_the_script_that_waits(tmp_path):
     script = subprocess.Popen(
         ["bash", "-c", f"{' '.join(RUN)} {tmp_path}/a.log sleep 60; echo went on"],
         start_new_session=True,
+        preexec_fn=foreground,
         stdout=subprocess.PIPE,
         text=True,
     )

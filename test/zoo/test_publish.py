@@ -150,7 +150,7 @@ def test_publishers_at_the_same_time_lose_no_row(trained, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     with serve_hub() as double:
