@@ -166,7 +166,7 @@ def run_path(
 
     step: Callable[[Tensor], Tensor] = run
     if recompute and torch.is_grad_enabled():
-        step = functools.partial(checkpoint, run, use_reentrant=False)
+        step = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     numbers = ((x.shape[1] - size) // hop + 1) * model.widest
     limit = PIECE_NUMBERS.get(x.device.type, PIECE_NUMBERS["cuda"])
     return torch.cat([step(piece) for piece in x.split(max(1, limit // max(1, numbers)))])

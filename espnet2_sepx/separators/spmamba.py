@@ -232,16 +232,12 @@ class SPMambaSeparator(AbsSeparator):
         if self.causal:
             return self._stream(x, None, keep_state=False)[0]
         x = _without_undefined(x)
-        level = None
-        if self.level_norm:
-            energy = x.square().sum((1, 2, 3))
-            level = level_of(energy, x.shape[1], x.shape[2])[:, None]
-            x = x / level.clamp_min(LEVEL_FLOOR)[..., None, None]
+        x, gain = self._levelled(x, x.square().sum((1, 2, 3))[:, None], x.shape[1])
         conv, norm = self.conv
         y = norm(conv(x.permute(0, 3, 1, 2)).to(x.dtype)).permute(0, 2, 3, 1).contiguous()
         for block in self.blocks:
             y = block(y)
-        return self._spectra(self.deconv(y.permute(0, 3, 1, 2)), x.dtype, level)
+        return self._spectra(self.deconv(y.permute(0, 3, 1, 2)), x.dtype, gain)
 
     def _stream(
         self, x: Tensor, state: SPMambaState | None, keep_state: bool = True
@@ -249,14 +245,11 @@ class SPMambaSeparator(AbsSeparator):
         """The causal model on (B, T, F, 2), after the frames that ``state`` remembers."""
         batch, frames, bins, _ = x.shape
         x = _without_undefined(x)
-        level = None
         energy = x.square().sum((2, 3)).cumsum(1)
         count = torch.arange(1, frames + 1, device=x.device)
         if state is not None:
             energy, count = energy + state.energy, count + state.frames
-        if self.level_norm:
-            level = level_of(energy, count, bins)
-            x = x / level.clamp_min(LEVEL_FLOOR)[..., None, None]
+        x, gain = self._levelled(x, energy, count)
         conv, norm = self.conv
         x = x.permute(0, 3, 1, 2)
         before = x.new_zeros(batch, 2, 2, bins) if state is None else state.conv
@@ -277,7 +270,7 @@ class SPMambaSeparator(AbsSeparator):
         before = y.new_zeros(batch, y.shape[1], 2, bins) if state is None else state.deconv
         y = torch.cat((before, y), 2)
         out = F.conv_transpose2d(y, self.deconv.weight, self.deconv.bias, padding=(0, 1))
-        spectra = self._spectra(out[:, :, 2 : 2 + frames], x.dtype, level)
+        spectra = self._spectra(out[:, :, 2 : 2 + frames], x.dtype, gain)
         if not keep_state:
             return spectra, None
         total = 0 if state is None else state.frames
@@ -285,12 +278,17 @@ class SPMambaSeparator(AbsSeparator):
             energy[:, -1:], total + frames, x[:, :, -2:], states, y[:, :, -2:]
         )
 
-    def _spectra(self, y: Tensor, dtype: torch.dtype, level: Tensor | None) -> Tensor:
-        """(B, 2 S, T, F) to (B, S, T, F, 2), at the level (B, 1 or T) of the input."""
+    def _levelled(self, x: Tensor, energy: Tensor, frames: Tensor | int) -> tuple[Tensor, Tensor]:
+        """The input at level 1 if wanted, and the gain (B, 1 or T) of outputs: 0 for silence."""
+        if not self.level_norm:
+            return x, (energy > 0).to(x.dtype)
+        level = level_of(energy, frames, x.shape[2])
+        return x / level.clamp_min(LEVEL_FLOOR)[..., None, None], level
+
+    def _spectra(self, y: Tensor, dtype: torch.dtype, gain: Tensor) -> Tensor:
+        """(B, 2 S, T, F) to (B, S, T, F, 2), times the gain (B, 1 or T)."""
         spectra = y.to(dtype).unflatten(1, (self.num_spk, 2)).permute(0, 1, 3, 4, 2)
-        if level is not None:
-            spectra = spectra * level[:, None, :, None, None]
-        return spectra.contiguous()
+        return (spectra * gain[:, None, :, None, None]).contiguous()
 
 
 def _without_undefined(x: Tensor) -> Tensor:

@@ -334,6 +334,17 @@ def test_convolution(size, reverse, backend) -> None:
         assert relative(tensor.grad, grad) < GRADIENTS
 
 
+def test_operators_tell_tracers_their_shapes() -> None:
+    tests = ("test_schema", "test_faketensor")
+    scan, x = torch.ops.espnet2_sepx, torch.randn(2, 5, 4)
+    inputs = problem(2, 5, 4, 3).to(torch.float32)
+    for backend in ("auto", "torch"):
+        conv = (x, torch.randn(4, 4), torch.randn(4), None, False, backend)
+        torch.library.opcheck(scan.causal_conv_silu.default, conv, test_utils=tests)
+    arguments = (*inputs.tensors(), True, False, "torch")
+    torch.library.opcheck(scan.selective_scan.default, arguments, test_utils=tests)
+
+
 # ---- choice of back end ------------------------------------------------------------------------
 
 

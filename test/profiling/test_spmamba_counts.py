@@ -24,23 +24,23 @@ def windows(frames):
     return {"f": frames * (F - WINDOW + 1), "t": F * (frames - WINDOW + 1)}
 
 
-def products(frames, f_module="mamba", t_module="mamba"):
+def products(frames, f_module="mamba", t_module="mamba", blocks=BLOCKS):
     """Everything but scans and Fourier transforms, per input."""
     total = frames * F * 9 * (2 * D + D * 2 * S)
     for axis, kind in (("f", f_module), ("t", t_module)):
         per_window = 2 * MIXER + 2 * C * D * WINDOW
         if kind == "blstm":
             per_window = BLSTM + 2 * HIDDEN * D * WINDOW
-        total += BLOCKS * windows(frames)[axis] * per_window
+        total += blocks * windows(frames)[axis] * per_window
     heads = frames * F * D * (2 * 4 * 2 + D) + frames * F * D * D  # queries, keys, values; output
     scores = frames * frames * F * (4 * 2 + D)
-    return total + BLOCKS * (heads + scores)
+    return total + blocks * (heads + scores)
 
 
-def scans(frames, f_module="mamba", t_module="mamba"):
+def scans(frames, f_module="mamba", t_module="mamba", blocks=BLOCKS):
     steps = windows(frames)
     kinds = {"f": f_module, "t": t_module}
-    return BLOCKS * 2 * SCAN * sum(steps[axis] for axis in "ft" if kinds[axis] == "mamba")
+    return blocks * 2 * SCAN * sum(steps[axis] for axis in "ft" if kinds[axis] == "mamba")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_hand_counts_are_those_of_the_specification(modules, giga_products, giga
 @pytest.mark.parametrize("modules", [("mamba", "mamba"), ("mamba", "blstm"), ("blstm", "mamba")])
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_counter_equals_the_hand_count(modules, backend):
-    frames = 9
+    frames, blocks = 9, 2
     stft = {"n_fft": 512, "win_length": 512, "hop_length": 128}
     names = dict(zip(("f_module", "t_module"), modules, strict=True))
     model = build_model(
@@ -71,15 +71,15 @@ def test_counter_equals_the_hand_count(modules, backend):
             "encoder_conf": stft,
             "decoder_conf": stft,
             "separator": "spmamba",
-            "separator_conf": {**names, "scan_backend": backend},
+            "separator_conf": {**names, "n_layers": blocks, "scan_backend": backend},
         }
     )
     mixture = noise((frames - 1) * 128)
     count = count_macs(model, lambda: separate(model, mixture, 16000))
     transforms = frames * (1 + S) * FFT_512
-    expected = products(frames, *modules) + scans(frames, *modules) + transforms
-    assert count.total.all == expected
-    assert count.by_operator()["espnet2_sepx.selective_scan"].all == scans(frames, *modules)
+    scanned = scans(frames, *modules, blocks)
+    assert count.total.all == products(frames, *modules, blocks) + scanned + transforms
+    assert count.by_operator()["espnet2_sepx.selective_scan"].all == scanned
     assert not count.uncounted
 
 

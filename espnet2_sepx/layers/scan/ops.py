@@ -81,5 +81,15 @@ def conv_before_silu(
     return y
 
 
+def _scan_shapes(u, dt, A, *others):  # type: ignore[no-untyped-def]
+    return u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
+
+
+def _conv_shapes(x, *others):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
+
+
 LIBRARY.impl("selective_scan", _selective_scan, "CompositeExplicitAutograd")
 LIBRARY.impl("causal_conv_silu", _causal_conv_silu, "CompositeExplicitAutograd")
+torch.library.register_fake("espnet2_sepx::selective_scan", _scan_shapes, lib=LIBRARY)
+torch.library.register_fake("espnet2_sepx::causal_conv_silu", _conv_shapes, lib=LIBRARY)
