@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from espnet2_sepx.layers.kernels import linear
@@ -96,7 +97,7 @@ class LocalAttention(nn.Module):
 
         gate = stretched("gate", normed("gate", coarse, low).sigmoid())
         shift = stretched("shift", normed("shift", coarse, low))
-        return normed("local", local, high) * gate + shift
+        return torch.addcmul(shift, normed("local", local, high), gate)
 
 
 class MultiScaleBlock(nn.Module):

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from espnet2_sepx.layers.kernels import linear
 from espnet2_sepx.layers.state_space import STATE_SPACES
 
+BLOCK_POINTS = 2**18
+"""Channels times points of one block of transforms on a CPU: 1 MB, and no more for long inputs."""
+MIN_CHANNELS = 16
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -59,7 +63,10 @@ class S4(nn.Module):
         """``spectrum``: of this length, made anew by default."""
         if spectrum is None:
             spectrum = self.spectrum(u.shape[1])
-        return self._mix(convolve(u.transpose(1, 2).to(self.space.dtype), spectrum), u.dtype)
+        if torch.is_grad_enabled() or u.device.type != "cpu":
+            y = convolve(u.transpose(1, 2).to(self.space.dtype), spectrum)
+            return self._mix(F.gelu(y.to(u.dtype)).transpose(1, 2))
+        return self._mix(self._in_blocks(u, spectrum))
 
     def spectrum(self, length: int) -> Spectrum:
         """Kernels of both directions around lag 0 of a circular convolution, D added at lag 0."""
@@ -98,13 +105,23 @@ class S4(nn.Module):
             y = y + (maps.rows @ state[..., None])[..., 0]
             entered = (maps.columns @ u_BHL[..., None])[..., 0]
             state = (maps.transition @ state[..., None])[..., 0] + entered
-        return self._mix(y, u.dtype), state
+        return self._mix(F.gelu(y.to(u.dtype)).transpose(1, 2)), state
 
     def _skip(self) -> Tensor:
         return self.D[0].to(self.space.dtype)
 
-    def _mix(self, y_BHL: Tensor, dtype: torch.dtype) -> Tensor:
-        y = F.gelu(y_BHL.to(dtype)).transpose(1, 2)
+    def _in_blocks(self, u: Tensor, spectrum: Spectrum) -> Tensor:
+        """GELU of the convolution of ``u (B, L, H)``, for blocks of channels that fit the cache."""
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        size = max(MIN_CHANNELS, BLOCK_POINTS // spectrum.points)
+        for start in range(0, u.shape[2], size):
+            block = slice(start, start + size)
+            channels = u[..., block].transpose(1, 2).to(self.space.dtype)
+            z = convolve(channels, Spectrum(spectrum.values[block], spectrum.points))
+            y[..., block] = F.gelu(z.to(u.dtype)).transpose(1, 2)
+        return y
+
+    def _mix(self, y: Tensor) -> Tensor:
         return F.glu(linear(y, self.out.weight, self.out.bias), -1)
 
 

@@ -8,6 +8,7 @@ import plain_s4m
 import pytest
 import torch
 
+from espnet2_sepx.layers import s4
 from espnet2_sepx.layers.s4 import S4, convolve, fft_size
 from espnet2_sepx.layers.state_space import STATE_SPACES, hippo_legs
 
@@ -121,6 +122,15 @@ def test_convolution_equals_recurrence_and_chunks(kind) -> None:
                 y, state = model.forward_chunk(chunk, state)
                 outputs.append(y)
             assert distance(torch.cat(outputs, 1), whole) < tolerance
+
+
+def test_inference_in_blocks_of_channels_equals_the_graph_path(monkeypatch) -> None:
+    monkeypatch.setattr(s4, "BLOCK_POINTS", 200)
+    monkeypatch.setattr(s4, "MIN_CHANNELS", 2)
+    model, u = layer(dim=9).double(), torch.randn(2, 30, 9, dtype=torch.double)
+    with torch.no_grad():
+        inference = model(u)
+    torch.testing.assert_close(inference, model(u).detach(), rtol=0, atol=1e-13)
 
 
 def test_chunks_need_a_causal_layer() -> None:
