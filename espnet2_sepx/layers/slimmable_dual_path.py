@@ -124,13 +124,19 @@ class SparsePlan:
             for across in (False, True)
         )
         self._table: Tensor | None = None
+        self._out: Tensor | None = None  # taken once: fresh pages are not free
 
     def apply(self, stack: SlimmableStack, x: Tensor, across: bool) -> Tensor:
-        """The stack on ``x (B, S, C, F)``, within or across chunks; zero in invalid chunks."""
-        if self._table is None:
+        """The stack on ``x (B, S, C, F)``, within or across chunks; zero in invalid chunks.
+
+        The next call overwrites the result.
+        """
+        if self._table is None or self._out is None:
             self._table = sinusoids(0, max(x.shape[1:3]), x.shape[3], x)
+            self._out = torch.zeros_like(x)
         pieces = self.inter if across else self.intra
-        return slimmable_rows.run(stack, x, self._table, pieces, across)
+        slimmable_rows.run(stack, x, self._table, pieces, across, self._out)
+        return self._out
 
     def macs(self, dim: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """See ``MaskedPlan.macs``; zero in invalid chunks."""
@@ -147,7 +153,7 @@ Plan = MaskedPlan | SparsePlan
 class SlimmableDualPathBlock(nn.Module):
     """Layers within chunks, then across them, each with a norm and a skip around.
 
-    Shape: ``(B, S, C, F) -> (B, S, C, F)``.
+    Shape: ``(B, S, C, F) -> (B, S, C, F)``, contiguous; by a ``SparsePlan`` in place.
 
     Args:
         dim: F.
@@ -176,6 +182,9 @@ class SlimmableDualPathBlock(nn.Module):
             (False, self.intra, self.intra_norm),
             (True, self.inter, self.inter_norm),
         ):
-            y = plan.apply(stack, x, across)
-            x = norm(y.flatten(1, 2), valid).view(x.shape) + x
+            y = plan.apply(stack, x, across).flatten(1, 2)
+            if isinstance(plan, SparsePlan):
+                norm.add_to(x.flatten(1, 2), y, valid)
+            else:
+                x = norm(y, valid).view(x.shape) + x
         return x

@@ -25,7 +25,7 @@ from torch import Tensor
 from espnet2_sepx.layers.kernels import compute_dtype, matmul_t, row_step
 from espnet2_sepx.layers.slimmable import Ladder, SlimmableLayer, SlimmableStack, layer_macs
 
-PIECE_TOKENS = {"cpu": 2048, "cuda": 1 << 20}
+PIECE_TOKENS = {"cpu": 4096, "cuda": 1 << 20}
 FFN_TOKENS = {"cpu": 1024, "cuda": 1 << 20}
 """Tokens whose hidden activations are held at a time."""
 TABLE_SHARE = 0.75
@@ -193,8 +193,13 @@ def _cuts(lengths: Index) -> Iterator[slice]:
 
 
 def run(
-    stack: SlimmableStack, x: Tensor, table: Tensor, pieces: Sequence[Piece], across: bool
-) -> Tensor:
+    stack: SlimmableStack,
+    x: Tensor,
+    table: Tensor,
+    pieces: Sequence[Piece],
+    across: bool,
+    out: Tensor,
+) -> None:
     """A stack on ``x (B, S, C, F)`` plus its positions, outside of any graph.
 
     Args:
@@ -203,12 +208,8 @@ def run(
         table: encoding of each position, (at least L, F).
         pieces: of ``plan_pieces``.
         across: as they were planned.
-
-    Returns:
-        (B, S, C, F); zero in invalid chunks.
+        out: (B, S, C, F), where the result goes; invalid chunks stay as they are.
     """
-    covered = sum(piece.shape[0] * piece.shape[1] for piece in pieces)
-    y = torch.empty_like(x) if covered == x[..., 0].numel() else torch.zeros_like(x)
     step = row_step(x)
     for piece in pieces:
         sequences, length = piece.shape
@@ -225,8 +226,7 @@ def run(
         done = stack.norm(part[:m])
         if piece.place is not None:
             done = done.index_select(0, piece.place)
-        _view(y, piece, across).copy_(done.view(*piece.shape, -1))
-    return y
+        _view(out, piece, across).copy_(done.view(*piece.shape, -1))
 
 
 def _view(x: Tensor, piece: Piece, across: bool) -> Tensor:
@@ -248,8 +248,9 @@ def _add_attention(layer: SlimmableLayer, x: Tensor, piece: Piece, step: int) ->
         rows = block.count + (-block.count % step)
         qkv = matmul_t(z[:rows], qkv_weight, qkv_bias)
         y = _attend(qkv, block, piece.shape, attention.head_dim)
-        y = matmul_t(F.pad(y, (0, 0, 0, rows - len(y))), out_weight, bias)
-        x[: block.count] += y[: block.count]
+        if rows > len(y):
+            y = F.pad(y, (0, 0, 0, rows - len(y)))
+        x[: block.count] += matmul_t(y, out_weight, bias)[: block.count]
         bias = None  # the first block has all rows
 
 

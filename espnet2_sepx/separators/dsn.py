@@ -40,6 +40,7 @@ from espnet2_sepx.separators.masking import (
     check_at_least_one,
     check_one_of,
     features,
+    gated_tanh,
     level_of,
 )
 
@@ -330,9 +331,9 @@ class DSNSeparator(AbsSeparator):
             strict=True,
         ):
             part = self.segmentation.merge(linear(y, weight, bias), frames)
-            value = linear(part, self.output.weight, self.output.bias).tanh()
-            gate = linear(part, self.output_gate.weight, self.output_gate.bias).sigmoid()
-            masks.append(self.nonlinear(linear(value * gate, self.mask.weight)))
+            value = linear(part, self.output.weight, self.output.bias)
+            gate = linear(part, self.output_gate.weight, self.output_gate.bias)
+            masks.append(self.nonlinear(linear(gated_tanh(value, gate), self.mask.weight)))
         return masks
 
     def _cost_track(self, plan: Plan, ilens: Tensor, frames: int) -> CostTrack:

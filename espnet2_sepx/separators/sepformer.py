@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
 from espnet2.enh.separator.abs_separator import AbsSeparator
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from espnet2_sepx.separators.masking import (
     check_at_least_one,
     check_one_of,
     features,
+    gated_tanh,
 )
 
 
@@ -133,7 +133,7 @@ class SepFormerSeparator(AbsSeparator):
             strict=True,
         ):
             y = self.segmentation.merge(linear(x, weight, bias), frames)
-            value = torch.tanh(linear(y, self.output.weight, self.output.bias))
-            gate = torch.sigmoid(linear(y, self.output_gate.weight, self.output_gate.bias))
-            masks.append(self.nonlinear(linear(value * gate, self.mask.weight)))
+            value = linear(y, self.output.weight, self.output.bias)
+            gate = linear(y, self.output_gate.weight, self.output_gate.bias)
+            masks.append(self.nonlinear(linear(gated_tanh(value, gate), self.mask.weight)))
         return masks
