@@ -152,18 +152,25 @@ class Separator:
 class ChunkEngine:
     """Separates chunk by chunk and joins; the twin of ``CausalEngine`` for all other models.
 
+    Args:
+        separator: what separates a chunk.
+        chunker, aligner: by default those that suit the separator.
+
     Attributes:
         joints: how the chunks were joined, one fewer than there are chunks.
     """
 
     latency = None
 
-    def __init__(self, separator: Separator) -> None:
+    def __init__(
+        self,
+        separator: Separator,
+        chunker: Chunker | None = None,
+        aligner: Aligner | None = None,
+    ) -> None:
         self._separator = separator
-        chunk, overlap = separator.chunk, separator.overlap
-        reach = max(round(_REACH * chunk), overlap)
-        self._chunker = Chunker(chunk, overlap, min(reach, chunk - 1), separator.fs)
-        self._aligner = Aligner(separator.num_spk, separator.fs)
+        self._chunker = chunker or _chunker(separator)
+        self._aligner = aligner or Aligner(separator.num_spk, separator.fs)
         self._sum: OverlapAdd | None = None
         self.joints: list[Joint] = []
 
@@ -282,6 +289,12 @@ def _finite(streams: NDArray[np.float32], options: Options) -> NDArray[np.float3
             "checkpoint (--model_file)"
         )
     return streams
+
+
+def _chunker(separator: Separator) -> Chunker:
+    chunk, overlap = separator.chunk, separator.overlap
+    reach = min(max(round(_REACH * chunk), overlap), chunk - 1)
+    return Chunker(chunk, overlap, reach, separator.fs)
 
 
 def _chunking(options: Options, kind: str, fs: int) -> tuple[int, int]:

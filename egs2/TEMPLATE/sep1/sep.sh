@@ -40,7 +40,8 @@ train_threads=   # CPU threads for training (default: number of processors)
 
 # Separation and scoring
 inference_model=valid.si_snr_loss.best.pth # weights to use
-inference_args=  # further options of espnet2.bin.enh_inference
+engine=espnet    # espnet: espnet2.bin.enh_inference; sepx: espnet2_sepx.bin.separate (any length)
+inference_args=  # further options of the engine
 metrics=         # e.g. "si_snr sdr stoi" (default: all that are installed)
 score_valid=true # separate and score the validation set, too
 
@@ -77,6 +78,7 @@ esac
 [[ "${stage}" =~ ^[1-9]$ && "${stop_stage}" =~ ^[1-9]$ ]] ||
     die "--stage '${stage}' --stop_stage '${stop_stage}': expected numbers from 1 to 9"
 [[ "${ngpu}" =~ ^[0-9]+$ ]] || die "--ngpu '${ngpu}': expected a number"
+[[ "${engine}" =~ ^(espnet|sepx)$ ]] || die "--engine '${engine}': expected espnet or sepx"
 [[ "${dynamic_mixing}" =~ ^(true|false)?$ ]] ||
     die "--dynamic_mixing '${dynamic_mixing}': expected true or false"
 [ -n "${corpus}" ] || die "--corpus is empty; start a recipe's run.sh, for example egs2/mini/tf_moe/run.sh"
@@ -221,7 +223,7 @@ fi
 
 # Separate the set $1: jobs write beside each other, then everything moves to its place at once.
 separate_set() {
-    local out="${PWD}/${exp}/separated_$1" jobs n job key gpu=0
+    local out="${PWD}/${exp}/separated_$1" jobs n job key gpu=0 separate
     local work="${PWD}/${exp}/.separated_$1.tmp"
     rm -rf "${work}"
     mkdir -p "${work}/log"
@@ -230,11 +232,18 @@ separate_set() {
     [ "${jobs}" -le "${nj}" ] || jobs=${nj}
     # shellcheck disable=SC2046 # one word per job
     utils/split_scp.py "${dump}/$1/wav.scp" $(for n in $(seq "${jobs}"); do echo "${work}/log/keys.${n}.scp"; done)
+    if [ "${engine}" = sepx ]; then
+        separate=("${python}" -m espnet2_sepx.bin.separate "${work}/log/keys.JOB.scp" --fs "${sample_rate}"
+            --model "${exp}" --model_file "${inference_model}" --output "${work}/output.JOB" --threads 1)
+        [ "${gpu}" -eq 0 ] || separate+=(--device cuda)
+    else
+        separate=("${python}" -m espnet2.bin.enh_inference --ngpu "${gpu}" --fs "${sample_rate}"
+            --train_config "${exp}/config.yaml" --model_file "${exp}/${inference_model}"
+            --data_path_and_name_and_type "${dump}/$1/wav.scp,speech_mix,sound"
+            --key_file "${work}/log/keys.JOB.scp" --output_dir "${work}/output.JOB")
+    fi
     "${decode_cmd[@]}" --progress "separating $1" --gpu "${gpu}" JOB=1:"${jobs}" "${work}/log/separate.JOB.log" \
-        "${python}" -m espnet2.bin.enh_inference --ngpu "${gpu}" --fs "${sample_rate}" \
-        --train_config "${exp}/config.yaml" --model_file "${exp}/${inference_model}" \
-        --data_path_and_name_and_type "${dump}/$1/wav.scp,speech_mix,sound" \
-        --key_file "${work}/log/keys.JOB.scp" --output_dir "${work}/output.JOB" "${inference_args[@]}"
+        "${separate[@]}" "${inference_args[@]}"
     for n in $(seq "${spk_num}"); do
         mkdir -p "${work}/wavs/${n}"
         for job in $(seq "${jobs}"); do
@@ -254,6 +263,7 @@ if in_stages 4 "separation"; then
     for dset in ${eval_sets}; do
         need_file "${dump}/${dset}.done" 2
         depends=("@${exp}/${inference_model}" "@${dump}/${dset}.done" "${inference_args[@]}")
+        [ "${engine}" = espnet ] || depends+=("${engine}")
         is_done "${exp}/separated_${dset}/done" "${depends[@]}" && continue
         separate_set "${dset}"
         mark_done "${exp}/separated_${dset}/done" "${depends[@]}"
