@@ -96,6 +96,8 @@ def _add_activity(parser: argparse.ArgumentParser, noise: bool = False) -> None:
     if noise:
         add("--noise_activity", **bounds, help="share with noise, of train and valid")
         add("--test_noise", **values, help="test sets for each of these shares")
+    train_help = "false: leave train as it is, for drawing anew in every epoch (true)"
+    add("--partial_train", type=str2bool, metavar="BOOL", default=True, help=train_help)
     add("--seed", type=int, default=0, help="of what is drawn (0)")
 
 
@@ -174,7 +176,7 @@ def _activity(args: argparse.Namespace) -> Any:
             raise UserError(f"{name.replace('_', ' ')} {values}: expected values from 0 to 1")
         if name in ("overlap", "noise") and values[0] > values[1]:
             raise UserError(f"{name} {values}: expected MIN <= MAX")
-    return Activity(**given, seed=args.seed) if given else None
+    return Activity(**given, train=args.partial_train, seed=args.seed) if given else None
 
 
 if __name__ == "__main__":

@@ -6,12 +6,7 @@ import soundfile
 import trees
 
 from espnet2_sepx.bin.make_corpus import main
-from espnet2_sepx.data.corpora.partial import (
-    Condition,
-    draw_plan,
-    overlap_of_extents,
-    speech_extent,
-)
+from espnet2_sepx.data.corpora.partial import Condition, draw_plan
 from espnet2_sepx.data.corpora.tables import Entry
 from espnet2_sepx.data.kaldi import read_scp
 
@@ -52,15 +47,14 @@ def signals(folder, name, utt):
     ]
 
 
-def activity_overlap(first, second):
-    """Measured anew: time with both speaking over the shorter speech, frame by frame."""
+def speech_overlap(first, second):
+    """Measured anew: time with both speaking over the shorter speech, by blocks of 10 ms."""
     spans = []
     for signal in (first.astype(float), second.astype(float)):
-        frames = range(-192, len(signal), 64)  # 32 ms every 8 ms
-        power = [np.sum(signal[max(0, start) : start + 256] ** 2) for start in frames]
-        loud = max(power) / 10**4
-        active = [start for start, value in zip(frames, power, strict=True) if value > loud]
-        spans.append((active[0] + 128, active[-1] + 128))
+        power = [np.mean(signal[start : start + 80] ** 2) for start in range(0, len(signal), 80)]
+        smooth = np.convolve(power, np.ones(3) / 3, mode="same")
+        active = np.flatnonzero(smooth > max(smooth) * 10**-2.5)
+        spans.append((active[0], active[-1] + 1))
     both = min(spans[0][1], spans[1][1]) - max(spans[0][0], spans[1][0])
     return max(both, 0) / min(end - start for start, end in spans)
 
@@ -73,8 +67,8 @@ def test_test_sets_have_the_overlap_they_are_named_after(made, ratio):
     for utt, overlap in overlaps.items():
         mix, first, second = signals(made, name, utt)
         assert np.array_equal(mix, first + second)
-        assert float(overlap) == pytest.approx(ratio, abs=0.005)  # delays are steps of 8 ms
-        assert activity_overlap(first, second) == pytest.approx(ratio, abs=0.02)
+        assert float(overlap) == pytest.approx(ratio, abs=0.015)  # in steps of 10 ms
+        assert speech_overlap(first, second) == pytest.approx(ratio, abs=0.02)
 
 
 def test_full_overlap_is_the_mixture_as_it_was(made, mixtures):
@@ -126,14 +120,12 @@ def test_the_same_seed_makes_the_same_files_another_seed_others(made, mixtures, 
     assert audio(tmp_path / "other", "--seed", "1") != first
 
 
-def test_speech_is_found_within_a_frame():
-    signal = np.zeros(FS)
-    signal[2000:6000] = np.random.default_rng(0).standard_normal(4000)
-    start, end = speech_extent(signal, FS)
-    assert start == pytest.approx(2000, abs=128)
-    assert end == pytest.approx(6000, abs=128)
-    assert speech_extent(np.zeros(FS), FS) == (0, 0)
-    assert overlap_of_extents((0, 0), (0, 10)) == 0.0
+def test_training_mixtures_stay_whole_for_drawing_anew(made, mixtures, tmp_path):
+    run(tmp_path, mixtures, "--overlap_ratio", 0.25, 1, "--partial_train", "false")
+    for path in read_scp(tmp_path / "data/train/wav.scp").values():
+        assert path.startswith(str(mixtures))
+    kept, expected = (read_scp(f / "data/valid/utt2overlap") for f in (tmp_path, made))
+    assert kept == expected
 
 
 def test_a_silent_source_does_not_stop_it(tmp_path):

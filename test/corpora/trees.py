@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import functools
-import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -305,6 +305,59 @@ def make_echo2mix(root: Path, count: int = 4) -> Path:
     return root
 
 
-def wav_header_bytes(path: Path) -> tuple[int, ...]:
-    """Format, channels, rate and bits as they stand in a RIFF header."""
-    return struct.unpack_from("<HHIxxxxxxH", path.read_bytes(), 20)
+# -- all of them -----------------------------------------------------------------------------------
+
+
+class Corpora(NamedTuple):
+    """Where each corpus lies, and how many mixtures its sets have."""
+
+    wsj0: Path
+    wsj0_lists: Path
+    wham_noise: Path
+    librispeech: Path
+    librimix: Path
+    lrs2_2mix: Path
+    echo2mix: Path
+    counts: dict[str, int]
+
+    def count(self, corpus: str, name: str) -> int:
+        """Mixtures of a set."""
+        return self.counts["test" if corpus in ("lrs2_2mix", "echo2mix") else name]
+
+    def options(self, corpus: str) -> list[str]:
+        """How `make_corpus` is told where they are."""
+        places = {
+            "wsj0_2mix": {"wsj0_dir": self.wsj0, "metadata_dir": self.wsj0_lists},
+            "wham": {"wham_noise_dir": self.wham_noise, "wsj0_dir": self.wsj0},
+            "libri2mix": {
+                "librispeech_dir": self.librispeech,
+                "wham_noise_dir": self.wham_noise,
+                "metadata_dir": self.librimix,
+            },
+            "lrs2_2mix": {"lrs2_2mix_dir": self.lrs2_2mix},
+            "echo2mix": {"echo2mix_dir": self.echo2mix},
+        }
+        return [word for name, path in places[corpus].items() for word in (f"--{name}", str(path))]
+
+
+def build(root: Path, counts: dict[str, int], seconds: float = 1.5) -> Corpora:
+    """All corpora below ``root``, with so many mixtures in train, valid and test."""
+    pairs = wsj0_pairs({"tr": counts["train"], "cv": counts["valid"], "tt": counts["test"]})
+    noise = make_wham_noise(root / "wham_noise", pairs)
+    noises = [str(path.relative_to(noise)) for path in sorted(noise.glob("*/*.wav"))]
+    paths = make_librispeech(root / "LibriSpeech", seconds=seconds)
+    rows = {
+        "train-clean-100": counts["train"],
+        "dev-clean": counts["valid"],
+        "test-clean": counts["test"],
+    }
+    return Corpora(
+        wsj0=make_wsj0(root / "wsj0_disks", seconds=seconds),
+        wsj0_lists=make_wsj0_lists(root / "pywsj0-mix", pairs),
+        wham_noise=noise,
+        librispeech=root / "LibriSpeech",
+        librimix=make_librimix_tables(root / "LibriMix", paths, noises, rows),
+        lrs2_2mix=make_lrs2_2mix(root / "lrs2", counts["test"]),
+        echo2mix=make_echo2mix(root / "echo", counts["test"]),
+        counts=counts,
+    )

@@ -20,6 +20,7 @@ overlap_ratio=    # "min max": overlap of train and valid mixtures, 0..1
 test_overlap=     # "1 0.75 0.5 0.25": a test set for each
 noise_activity=   # "min max": share of train and valid mixtures with noise, 0..1
 test_noise=       # "1 0.75 0.5 0.25 0": test sets for each
+partial_train=true # false: training mixtures stay whole, for drawing anew in every epoch
 seed=0            # of overlaps and noises drawn
 skip_bad=false    # go on without mixtures whose files are missing or damaged
 verify_all=false  # check every mixture that is generated, not only some
@@ -48,6 +49,7 @@ add_option overlap_ratio "${overlap[@]:-}"
 add_option test_overlap "${test_overlaps[@]:-}"
 add_option noise_activity "${noise[@]:-}"
 add_option test_noise "${test_noises[@]:-}"
+add_option partial_train "${partial_train}"
 add_option seed "${seed}"
 add_option skip_bad "${skip_bad}"
 add_option verify_all "${verify_all}"

@@ -14,6 +14,7 @@ wsj0_2mix_dir=    # mixtures that exist: DIR/2speakers/wav8k/min/{tr,cv,tt}/{mix
 min_or_max=min    # cut to the shorter utterance, or pad to the longer
 overlap_ratio=    # "min max": overlap of train and valid mixtures, 0..1
 test_overlap=     # "1 0.75 0.5 0.25": a test set for each
+partial_train=true # false: training mixtures stay whole, for drawing anew in every epoch
 seed=0            # of the overlaps drawn
 skip_bad=false    # go on without mixtures whose files are missing or damaged
 verify_all=false  # check every mixture that is generated, not only some
@@ -34,6 +35,7 @@ add_option wsj0_2mix_dir "${wsj0_2mix_dir}"
 add_option min_or_max "${min_or_max}"
 add_option overlap_ratio "${overlap[@]:-}"
 add_option test_overlap "${test_overlaps[@]:-}"
+add_option partial_train "${partial_train}"
 add_option seed "${seed}"
 add_option skip_bad "${skip_bad}"
 add_option verify_all "${verify_all}"

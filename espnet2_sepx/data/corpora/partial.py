@@ -1,14 +1,13 @@
 """Partially overlapping mixtures, and noise that is there part of the time (DSN, section IV-A).
 
 Made of fully overlapping mixtures (``min``). The speech of a source extends from its first to its
-last active frame, e_j samples. For a target ratio r one of the speakers is delayed until both
+last active block, e_j samples. For a target ratio r one of the speakers is delayed until both
 speak during r * min(e_1, e_2) samples; the mixture grows by the delay, gains stay, r = 1 is the
 mixture as it was. The noise, where there is any, covers one stretch of the mixture, chosen at
 random; beyond the end of the file it begins again.
 
-Not in the paper, so decided here: the activity detector (frames of 32 ms every 8 ms, active within
-40 dB of the loudest), that the noise is in one piece, and that 16-bit mixtures whose peaks would
-exceed 0.9 are lowered together with their sources.
+Not in the paper, so decided here: the activity detector (``overlap.activity``), that the noise is
+in one piece, and that 16-bit mixtures whose peaks would exceed 0.9 are lowered with their sources.
 
 Legend: N samples of a mixture, L of what it is made of.
 """
@@ -30,11 +29,11 @@ from espnet2_sepx.data.corpora.audio import BadFile, read_audio
 from espnet2_sepx.data.corpora.base import Corpus, Row, Subset, Variant
 from espnet2_sepx.data.corpora.problems import Problems
 from espnet2_sepx.data.corpora.tables import Entry
+from espnet2_sepx.data.overlap import active_span, block_length
+from espnet2_sepx.data.partial import overlap_of_spans
 from espnet2_sepx.data.workers import Run
 from espnet2_sepx.files import atomic_write
 
-_FRAME_S, _HOP_S = 0.032, 0.008
-_RANGE_DB = 40.0
 _PEAK = round(0.9 * 2**15)
 
 
@@ -129,36 +128,13 @@ def _limit(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
 # -- overlap ---------------------------------------------------------------------------------------
 
 
-def speech_extent(signal: np.ndarray, fs: int) -> tuple[int, int]:
-    """Beginning and end of the speech, between the centres of frames; (0, 0) for silence.
-
-    They may lie some milliseconds outside the signal, and move with it when it is delayed by a
-    multiple of the hop.
-    """
-    frame, hop = round(_FRAME_S * fs), round(_HOP_S * fs)
-    padded = np.pad(signal, frame).astype(np.float64)
-    energy = np.concatenate(([0.0], np.cumsum(np.square(padded))))
-    starts = np.arange(0, len(padded) - frame + 1, hop)
-    power = energy[starts + frame] - energy[starts]
-    if power.max() <= 0.0:
-        return 0, 0
-    active = starts[power > power.max() * 10 ** (-_RANGE_DB / 10)] - frame
-    return int(active[0]) + (frame - hop) // 2, int(active[-1]) + (frame + hop) // 2
-
-
-def overlap_of_extents(first: tuple[int, int], second: tuple[int, int]) -> float:
-    """Time both speak over the extent of the shorter; 0 if one is silent."""
-    shorter = min(first[1] - first[0], second[1] - second[0])
-    both = min(first[1], second[1]) - max(first[0], second[0])
-    return max(both, 0) / shorter if shorter else 0.0
-
-
 def draw_plan(entry: Entry, condition: Condition, seed: int) -> Plan:
     """What a mixture of a set becomes; depends on its signals and key, the set and ``seed``."""
     rng = np.random.default_rng([seed, *f"{condition.name}/{entry.utt}".encode()])
     signals = [read_audio(path, dtype="float32") for path in (entry.s1, entry.s2)]
     fs = soundfile.info(entry.s1).samplerate
-    extents = [speech_extent(signal, fs) for signal in signals]
+    margin = 2 * block_length(fs)  # as when delayed, speech does not end where the signal does
+    extents = [active_span(np.pad(signal, margin), fs) for signal in signals]
     ratio = float(rng.uniform(*condition.overlap))
     second_first = condition.either_first and bool(rng.integers(2))
     delay = 0
@@ -166,17 +142,15 @@ def draw_plan(entry: Entry, condition: Condition, seed: int) -> Plan:
         leader, other = (extents[1], extents[0]) if second_first else extents
         wanted = round(ratio * min(end - start for start, end in extents))
         delay = leader[1] - wanted - other[0]  # below 0 it is the leader that has to wait
-        hop = round(_HOP_S * fs)
-        delay = round(delay / hop) * hop
+        block = block_length(fs)  # whole blocks, so that the detector sees the same speech
+        delay = round(delay / block) * block
         delay = -delay if second_first else delay
-    moved = [
-        (start + wait, end + wait)
-        for (start, end), wait in zip(extents, (max(-delay, 0), max(delay, 0)), strict=True)
-    ]
     samples = len(signals[0]) + abs(delay)
+    first = _shift(signals[0], max(-delay, 0), samples)
+    second = _shift(signals[1], max(delay, 0), samples)
     noise_samples = round(float(rng.uniform(*condition.noise)) * samples)
     noise_start = int(rng.integers(0, samples - noise_samples + 1))
-    overlap = overlap_of_extents(moved[0], moved[1])
+    overlap = overlap_of_spans(first, second, fs)
     return Plan(entry.utt, round(overlap, 4), delay, noise_start, noise_samples)
 
 

@@ -81,18 +81,23 @@ class Common:
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """Partial overlap and noise activity: ranges for training, one set for each test value."""
+    """Partial overlap and noise activity: ranges for training, one set for each test value.
+
+    ``train`` False leaves training mixtures as they are, for a configuration that draws overlap and
+    noise anew in every epoch.
+    """
 
     overlap: tuple[float, float] = (1.0, 1.0)
     test_overlaps: tuple[float, ...] = (1.0,)
     noise: tuple[float, float] = (1.0, 1.0)
     test_noises: tuple[float, ...] = (1.0,)
+    train: bool = True
     seed: int = 0
 
     def conditions(self) -> list[Condition]:
         made = [
             Condition(name, self.overlap, self.noise, either_first=True)
-            for name in ("train", "valid")
+            for name in (("train", "valid") if self.train else ("valid",))
         ]
         for noise in self.test_noises:
             for overlap in self.test_overlaps:
@@ -327,12 +332,13 @@ def _partial(name: str, common: Common, sets: Sets, activity: Activity) -> Sets:
             overlaps[condition.name] = overlap
     _settle(corpus.name, problems, sum(len(subset.rows) for subset in subsets), common)
     made = generate(corpus, subsets, common.options)
-    return {
+    partial = {
         set_name: [
             dataclasses.replace(entry, overlap=overlaps[set_name][entry.utt]) for entry in entries
         ]
         for set_name, entries in _generated(corpus, made).items()
     }
+    return {"train": sets["train"], **partial}
 
 
 def _settle(what: str, problems: Problems, total: int, common: Common) -> None:
