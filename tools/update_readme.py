@@ -6,7 +6,8 @@
     tools/update_readme.py --check                  exit status 1 if README.md is out of step
 
 Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json) and
-test/golden/models.json (parameter counts of every training configuration).
+test/golden/models.json (parameter counts of every training configuration), and the recipes
+themselves: egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from espnet2_sepx.report.results import format_interval, format_score, quantity
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GOLDEN = ROOT / "test/golden/models.json"
+PAIRS_TEST = ROOT / "test/recipes/test_pairs.py"
 OURS = "egs2/mini/"  # all other corpora are those of papers
 
 
@@ -101,9 +103,42 @@ def _header(config: Path) -> tuple[str, str]:
     return corpus.rstrip("."), " ".join(what)
 
 
+def pairs_table() -> str:
+    """One row per recipe: what it runs, and how far it has been tried."""
+    built = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    covered = re.findall(r"^CORPORA = \((.*)\)$", PAIRS_TEST.read_text(encoding="utf-8"), re.M)
+    tested = re.findall(r'"(\w+)"', covered[0])
+    rows = [
+        "| recipe | what | configuration | builds | corpus prepared in tests | stages 1 to 7 in tests "
+        "| trained |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(ROOT.glob("egs2/*/*/run.sh")):
+        text = path.read_text(encoding="utf-8")
+        pair = path.parent.relative_to(ROOT / "egs2")
+        what = text.splitlines()[1].removeprefix("# ").rstrip(".")
+        config = (path.parent / re.search(r"--enh_config (\S+)", text)[1]).resolve()
+        config = config.relative_to(ROOT).as_posix()
+        results = list((path.parent / "results").glob("*.json"))
+        known = pair.parts[0] in (*tested, "mini")
+        cells = [
+            f"[`{pair}`](egs2/{pair}/run.sh)",
+            what,
+            f"[`{Path(config).stem}`]({config})",
+            "yes" if config in built else "no",
+            "yes" if known else "no",
+            "yes" if known else "no",
+            f"yes ({len(results)})" if results else "no",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def rebuilt(text: str) -> str:
     """README text with every generated block made anew."""
-    for name, table in (("results", results_table()), ("models", models_table())):
+    tables = {"results": results_table, "pairs": pairs_table, "models": models_table}
+    for name, make in tables.items():
+        table = make()
         pattern = rf"(<!-- {name}: begin[^>]*-->\n).*?(<!-- {name}: end -->)"
         text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         if found != 1:

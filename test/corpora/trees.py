@@ -321,7 +321,7 @@ class Corpora(NamedTuple):
     counts: dict[str, int]
 
     def count(self, corpus: str, name: str) -> int:
-        """Mixtures of a set."""
+        """Mixtures of a set; `mini` has as many as the others."""
         return self.counts["test" if corpus in ("lrs2_2mix", "echo2mix") else name]
 
     def options(self, corpus: str) -> list[str]:
