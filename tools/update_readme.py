@@ -109,8 +109,8 @@ def pairs_table() -> str:
     covered = re.findall(r"^CORPORA = \((.*)\)$", PAIRS_TEST.read_text(encoding="utf-8"), re.M)
     tested = re.findall(r'"(\w+)"', covered[0])
     rows = [
-        "| recipe | what | configuration | builds | corpus prepared in tests | stages 1 to 7 in tests "
-        "| trained |",
+        "| recipe | what | configuration | builds | corpus prepared in tests "
+        "| stages 1 to 7 in tests | trained |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in sorted(ROOT.glob("egs2/*/*/run.sh")):
