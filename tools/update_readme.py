@@ -117,7 +117,7 @@ def pairs_table() -> str:
         text = path.read_text(encoding="utf-8")
         pair = path.parent.relative_to(ROOT / "egs2")
         what = text.splitlines()[1].removeprefix("# ").rstrip(".")
-        config = (path.parent / re.search(r"--enh_config (\S+)", text)[1]).resolve()
+        config = (path.parent / re.search(r"^[^#\n]*--enh_config (\S+)", text, re.M)[1]).resolve()
         config = config.relative_to(ROOT).as_posix()
         results = list((path.parent / "results").glob("*.json"))
         known = pair.parts[0] in (*tested, "mini")
