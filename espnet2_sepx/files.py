@@ -41,13 +41,18 @@ def temporary_beside(path: Path) -> Path:
 
 
 def _is_running(pid: str) -> bool:
+    """Whether a process may still write; one that has ended but was not yet collected may not."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
         return False
     except PermissionError:  # somebody else's process
         return True
-    return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:  # no Linux, or it has just gone
+        return not Path("/proc/self").exists()
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def remove(path: Path) -> None:

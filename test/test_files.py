@@ -56,13 +56,15 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_pa
         "with atomic_write(sys.argv[1]) as stream: os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "x"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # killed, not yet collected
     (killed,) = os.listdir(tmp_path)
     running = killed.rpartition("-")[0] + f"-{os.getppid()}"
     (tmp_path / running).touch()
     with atomic_write(path) as stream:
         stream.write("whole")
     assert sorted(os.listdir(tmp_path)) == sorted([running, "x"])
+    process.wait()
 
 
 @pytest.mark.parametrize("write", [atomic_write, atomic_dir])
