@@ -26,8 +26,8 @@ from espnet2_sepx.layers.kernels import compute_dtype, matmul_t, row_step
 from espnet2_sepx.layers.slimmable import Ladder, SlimmableLayer, SlimmableStack, layer_macs
 
 PIECE_TOKENS = {"cpu": 4096, "cuda": 1 << 20}
-FFN_TOKENS = {"cpu": 1024, "cuda": 1 << 20}
-"""Tokens whose hidden activations are held at a time."""
+FFN_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 30}
+"""Hidden activations of a feed-forward that are held at a time."""
 TABLE_SHARE = 0.75
 """A sequence with less than this share of a table's positions opens a smaller table ..."""
 TABLE_SCORES = 1 << 14
@@ -281,8 +281,10 @@ def _add_ffn(layer: SlimmableLayer, x: Tensor, piece: Piece, step: int) -> None:
     dtype = compute_dtype(x)
     ffn = layer.ffn
     blocks = [(block, ffn.block(block.first, block.last, dtype)) for block in piece.neurons]
+    widest = max(block.last - block.first for block in piece.neurons)
+    tokens = FFN_NUMBERS.get(x.device.type, FFN_NUMBERS["cuda"]) // widest
     start = 0
-    for part in x.split(FFN_TOKENS.get(x.device.type, FFN_TOKENS["cuda"])):
+    for part in x.split(max(step, tokens - tokens % step)):
         z = layer.norm2(part).to(dtype)
         bias: Tensor | None = ffn.linear2.bias.to(dtype)
         for block, (w1, b1, w2) in blocks:

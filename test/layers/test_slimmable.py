@@ -59,7 +59,7 @@ def test_masked_form_is_the_literal_equations(widths):
 def test_sparse_form_is_the_literal_equations(widths, across, monkeypatch):
     monkeypatch.setitem(slimmable_rows.PIECE_TOKENS, "cpu", 20)  # several pieces, two short tables
     monkeypatch.setattr(slimmable_rows, "TABLE_SCORES", 1)
-    monkeypatch.setitem(slimmable_rows.FFN_TOKENS, "cpu", 5)
+    monkeypatch.setitem(slimmable_rows.FFN_NUMBERS, "cpu", 60)
     stack = shaken(SlimmableStack(2, DIM, HEADS, FFN))
     ladder = ladder_of(widths)
     level = random_levels((3, 5, 8), len(widths))
