@@ -292,6 +292,11 @@ if in_stages 6 "profiling"; then
             --model_file "${exp}/${inference_model}" --seconds "${profile_seconds}" --fs "${sample_rate}" \
             --data_dir "${dump}/${test_sets%% *}" --max_utterances "${profile_utterances}" \
             ${profile_curve:+--curve ${profile_curve}} --out "${exp}/profile/cost.json"
+        # A DSN also tells what it does with less, or more, of its work.
+        ! grep -qx 'separator: dsn' "${exp}/config.yaml" || step "profiling budgets" "${exp}/log/budgets.log" \
+            "${python}" -m espnet2_sepx.bin.measure_budgets --config "${exp}/config.yaml" \
+            --model_file "${exp}/${inference_model}" --data_dir "${dump}/${test_sets%% *}" \
+            --fs "${sample_rate}" --out "${exp}/profile/budgets.json"
         mark_done "${exp}/profile/done" "${depends[@]}"
     fi
 fi
