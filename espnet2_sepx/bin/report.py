@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--examples: expected 0 or more, got {args.examples}")
 
     from espnet2_sepx.files import atomic_write
-    from espnet2_sepx.report.build import build_examples, build_routing
+    from espnet2_sepx.report.build import build_examples, build_routing, build_widths
     from espnet2_sepx.report.collect import collect
     from espnet2_sepx.report.html import render
     from espnet2_sepx.report.results import render_terminal, write_results
@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = collect(args.exp, args.data_dirs, args.model_file)
     examples = build_examples(experiment, args.examples, args.fs)
     routing = build_routing(experiment, examples)
-    page = render(experiment, examples, routing)
+    widths = build_widths(experiment, examples)
+    page = render(experiment, examples, routing, widths)
     out = args.out or args.exp / "report.html"
     with atomic_write(out) as stream:
         stream.write(page)

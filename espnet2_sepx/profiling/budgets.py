@@ -27,6 +27,7 @@ from espnet2_sepx.profiling.conditional import spread
 from espnet2_sepx.profiling.inputs import recording, reference
 from espnet2_sepx.profiling.macs import count_macs
 from espnet2_sepx.profiling.model import separate
+from espnet2_sepx.profiling.streaming import framing
 from espnet2_sepx.score.metrics import pair_defect, si_snr
 from espnet2_sepx.score.permute import permutation_by_si_snr
 from espnet2_sepx.separators.dsn import DSNSeparator
@@ -206,13 +207,16 @@ def _gains(utterance: Utterance, estimates: list[np.ndarray]) -> list[float]:
     ]
 
 
-def frame_classes(references: Sequence[np.ndarray], frames: int, model: Any, fs: int) -> Tensor:
-    """Index into ``losses.segments.CLASSES`` of each of T frames of the encoder, (T,)."""
+def activity_of_frames(
+    references: Sequence[np.ndarray], frames: int, model: Any, fs: int
+) -> Tensor:
+    """Who is active in each of T frames of the model's encoder, bool (J, T)."""
     segmenter = Segmenter.of_ms(SEGMENT_MS, SEGMENT_HOP_MS, fs)
-    activity = segmenter.activity([torch.from_numpy(signal)[None] for signal in references])
-    kernel, stride = model.encoder.kernel_size, model.encoder.stride
-    nearest = segmenter.of_frames(frames, activity.shape[-1], kernel, stride, activity)
-    return segment_class(activity)[0, nearest]
+    waves = [torch.from_numpy(np.asarray(signal))[None] for signal in references]
+    activity = segmenter.activity(waves)
+    hop, size, before = framing(model)
+    nearest = segmenter.of_frames(frames, activity.shape[-1], size - 2 * before, hop, activity)
+    return activity[0, :, nearest]
 
 
 def _by_segment(
@@ -225,7 +229,7 @@ def _by_segment(
     widths = torch.cat(list(tracks))
     classes = torch.cat(
         [
-            frame_classes(utterance.references, len(track), model, fs)
+            segment_class(activity_of_frames(utterance.references, len(track), model, fs)[None])[0]
             for utterance, track in zip(utterances, tracks, strict=True)
         ]
     )

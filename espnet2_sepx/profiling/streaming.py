@@ -73,7 +73,7 @@ def measure_stream(model: Any, mixture: Tensor, fs: int) -> dict[str, Any]:
     except Exception as error:  # the model's own, for want of a promise to rely on
         reason = " ".join(str(error).split()) or type(error).__name__
         return {"problem": reason}
-    hop, frame, _ = _framing(model)
+    hop, frame, _ = framing(model)
     whole = torch.cat(separate(model, mixture, fs))
     # The last frames may still have waited for others, so the end may lack their overlap.
     common = min(whole.shape[1], stream.outputs.shape[1] - (frame - hop))
@@ -93,7 +93,7 @@ def measure_stream(model: Any, mixture: Tensor, fs: int) -> dict[str, Any]:
     }
 
 
-def _framing(model: Any) -> tuple[int, int, int]:
+def framing(model: Any) -> tuple[int, int, int]:
     """Hop, frame and samples by which the first frame starts before the signal."""
     encoder = model.encoder
     if hasattr(encoder, "stft"):
@@ -109,7 +109,7 @@ def _latency(model: Any, mixture: Tensor, stream: Stream) -> int:
     part of the input. Among all n one that waits longest is taken, and an impulse there has to come
     out at the time computed; if it comes out earlier the model looks less far ahead than it waits.
     """
-    hop, frame, start = _framing(model)
+    hop, frame, start = framing(model)
 
     def consumed(sample: int) -> int:
         """Samples that have entered before output sample ``sample`` is complete."""

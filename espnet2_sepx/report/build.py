@@ -1,7 +1,8 @@
-"""The two parts of a report that need audio: examples to listen to, and routing of the model."""
+"""The parts of a report that need audio: examples to listen to, and a look into the model."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -24,8 +25,11 @@ from espnet2_sepx.report.routing import (
     three_parts,
 )
 from espnet2_sepx.report.routing_view import routing_section
+from espnet2_sepx.report.widths import WidthMeter, width_figure, widths_section
 
 ROUTED_SEPARATORS = ("tf_moe",)
+SLIMMABLE_SEPARATORS = ("dsn",)
+WIDTH_FIGURES = 3
 
 
 def build_examples(experiment: Experiment, count: int, fs: int | None) -> dict[str, list[Example]]:
@@ -57,17 +61,12 @@ def build_routing(
     config = experiment.directory / "config.yaml"
     if experiment.separator not in ROUTED_SEPARATORS or not _has_experts(experiment):
         return None
-    name, shown = next(((name, shown) for name, shown in examples.items() if shown), ("", []))
-    if experiment.model_file is None or not shown:
-        what = "a trained model" if experiment.model_file is None else "mixtures (--data_dirs)"
-        experiment.missing.append(
-            Missing("routing of the experts", config, 3 if what[0] == "a" else 7, f"needs {what}")
-        )
+    found = _shown(experiment, examples, "routing of the experts")
+    if found is None:
         return None
-    signals = open_set(next(item for item in experiment.sets if item.name == name))
-    assert signals is not None  # it has examples
+    signals, shown, model_file = found
     try:
-        router = Router(config, experiment.model_file)
+        router = Router(config, model_file)
     except UserError as error:
         experiment.missing.append(Missing("routing of the experts", config, 3, str(error)))
         return None
@@ -90,6 +89,68 @@ def build_routing(
         len(passes),
         router.separator.bands,
     )
+
+
+def build_widths(
+    experiment: Experiment, examples: dict[str, list[Example]]
+) -> dict[str, Any] | None:
+    """The section on a DSN's widths; None for other systems or when it cannot be made.
+
+    A section that should be there and is not is added to ``experiment.missing``.
+    """
+    if experiment.separator not in SLIMMABLE_SEPARATORS:
+        return None
+    figures = _width_figures(experiment, examples) if _has_gate(experiment) else []
+    if not figures and experiment.budgets is None:
+        return None
+    return widths_section(figures, experiment.budgets)
+
+
+def _width_figures(
+    experiment: Experiment, examples: dict[str, list[Example]]
+) -> list[dict[str, Any]]:
+    found = _shown(experiment, examples, "widths over time")
+    if found is None:
+        return []
+    signals, shown, model_file = found
+    config = experiment.directory / "config.yaml"
+    try:
+        meter = WidthMeter(config, model_file)
+    except UserError as error:
+        experiment.missing.append(Missing("widths over time", config, 3, str(error)))
+        return []
+    figures = []
+    for example in tqdm(shown[:WIDTH_FIGURES], desc="widths", unit="mixture"):
+        mixture, rate = read_audio(signals.mixture[example.utt], example.fs)
+        paths = [scp[example.utt] for scp in signals.references if example.utt in scp]
+        references = [read_audio(path, rate)[0] for path in paths]
+        figures.append(width_figure(example, meter(mixture, references, rate)))
+    return figures
+
+
+def _shown(
+    experiment: Experiment, examples: dict[str, list[Example]], what: str
+) -> tuple[Signals, list[Example], Path] | None:
+    """Audio and examples of the first set that has some, and the model; None if there are none."""
+    name, shown = next(((name, shown) for name, shown in examples.items() if shown), ("", []))
+    if experiment.model_file is None or not shown:
+        stage, needed = (
+            (3, "a trained model")
+            if experiment.model_file is None
+            else (7, "mixtures (--data_dirs)")
+        )
+        experiment.missing.append(
+            Missing(what, experiment.directory / "config.yaml", stage, f"needs {needed}")
+        )
+        return None
+    signals = open_set(next(item for item in experiment.sets if item.name == name))
+    assert signals is not None  # it has examples
+    return signals, shown, experiment.model_file
+
+
+def _has_gate(experiment: Experiment) -> bool:
+    levels = experiment.separator_conf.get("levels")
+    return levels is None or len(levels) > 1
 
 
 def _has_experts(experiment: Experiment) -> bool:

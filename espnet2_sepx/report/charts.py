@@ -52,8 +52,22 @@ class Frame:
         share = (value - self.y_low) / (self.y_high - self.y_low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x_label: str, y_label: str, whole_x: bool = False) -> list[str]:
-        """Grid lines, tick labels and axis titles."""
+    def axes(
+        self,
+        x_label: str,
+        y_label: str,
+        whole_x: bool = False,
+        x_ticks: Sequence[tuple[float, str]] | None = None,
+    ) -> list[str]:
+        """Grid lines, tick labels and axis titles.
+
+        Args:
+            whole_x: label whole numbers only.
+            x_ticks: (place, label) instead of round numbers.
+        """
+        if x_ticks is None:
+            numbers = ticks(self.x_low, self.x_high)
+            x_ticks = [(n, format_tick(n)) for n in numbers if not whole_x or n == int(n)]
         parts = []
         for tick in ticks(self.y_low, self.y_high):
             at = self.y(tick)
@@ -62,12 +76,10 @@ class Frame:
                 f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">'
                 f"{format_tick(tick)}</text>"
             )
-        for tick in ticks(self.x_low, self.x_high):
-            if whole_x and tick != int(tick):
-                continue
+        for place, label in x_ticks:
             parts.append(
-                f'<text class="tick" x="{self.x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-                f'text-anchor="middle">{format_tick(tick)}</text>'
+                f'<text class="tick" x="{self.x(place):.1f}" y="{HEIGHT - BOTTOM + 16}" '
+                f'text-anchor="middle">{escape(label)}</text>'
             )
         base = HEIGHT - BOTTOM
         middle_x = (LEFT + WIDTH - RIGHT) / 2
@@ -85,23 +97,32 @@ class Frame:
 
 
 def line_chart(
-    name: str, series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = False
+    name: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    from_zero: bool = False,
+    dots: bool = False,
 ) -> Markup:
-    """Curves over a common x axis; None interrupts a curve."""
+    """Curves over a common x axis; None interrupts a curve.
+
+    Args:
+        from_zero: the y axis begins at 0 or below.
+        dots: mark the points, and let the x axis have fractions; else it counts something.
+    """
     points = [
         (x, y) for curve in series for x, y in zip(curve.xs, curve.ys, strict=True) if y is not None
     ]
     if not points:
         return Markup("")
     ys = [y for _, y in points] + ([0.0] if from_zero else [])
-    frame = _frame([x for x, _ in points], ys, pad_x=False)
-    body = frame.axes(x_label, y_label, whole_x=True)
+    frame = _frame([x for x, _ in points], ys, pad_x=dots)
+    body = frame.axes(x_label, y_label, whole_x=not dots)
     for curve in series:
         for piece in _unbroken(curve):
             path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in piece)
             body.append(f'<polyline class="line {curve.style}" points="{path}"/>')
-            if len(piece) == 1:
-                x, y = piece[0]
+            for x, y in piece if dots or len(piece) == 1 else ():
                 body.append(
                     f'<circle class="dot {curve.style}" r="3" cx="{frame.x(x):.1f}" '
                     f'cy="{frame.y(y):.1f}"/>'
@@ -158,6 +179,30 @@ def histogram(name: str, values: Sequence[float], x_label: str, y_label: str) ->
         f"{sum(values) / len(values):.1f}</text>"
     )
     return _svg(name, body)
+
+
+def grouped_bars(
+    name: str, groups: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], y_label: str
+) -> Markup:
+    """Groups (title, a share 0 .. 1 for each label) side by side, every bar with its label."""
+    frame = Frame(0.0, float(len(groups)), 0.0, 1.05)
+    width = 0.8 / len(labels)
+    bars, x_ticks = [], []
+    for index, (title, shares) in enumerate(groups):
+        for bar, (label, share) in enumerate(zip(labels, shares, strict=True)):
+            start = index + 0.1 + bar * width
+            left, right, top = frame.x(start), frame.x(start + width), frame.y(share)
+            bars.append(
+                f'<rect class="bar s1" x="{left + 0.7:.1f}" width="{right - left - 1.4:.1f}" '
+                f'y="{top:.1f}" height="{frame.y(0) - top:.1f}"><title>{escape(title)}, '
+                f"{escape(label)}: {share:.1%}</title></rect>"
+            )
+            x_ticks.append((start + width / 2, label))
+        bars.append(
+            f'<text class="title" x="{frame.x(index + 0.5):.1f}" y="{HEIGHT - 6}" '
+            f'text-anchor="middle">{escape(title)}</text>'
+        )
+    return _svg(name, frame.axes("", y_label, x_ticks=x_ticks) + bars)
 
 
 def nice_step(raw: float) -> float:

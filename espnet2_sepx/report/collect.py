@@ -67,6 +67,7 @@ class Experiment:
     curves: Curves | None
     cost: dict[str, Any] | None
     sets: list[EvalSet]
+    budgets: dict[str, Any] | None = None
     missing: list[Missing] = field(default_factory=list)
 
     @property
@@ -113,7 +114,11 @@ def collect(exp: Path, data_dirs: list[Path], model_file: Path | None = None) ->
     cost = _read_json(cost_file) if cost_file.is_file() else None
     if cost is None:
         missing.append(Missing("cost (parameters, MACs, speed, memory)", cost_file, 6))
-    return Experiment(exp, exp.resolve().name, config, model, curves, cost, sets, missing)
+    budgets_file = exp / "profile" / "budgets.json"
+    budgets = _read_json(budgets_file) if budgets_file.is_file() else None
+    if budgets is None and config.get("separator") == "dsn":
+        missing.append(Missing("quality by utilisation", budgets_file, 6))
+    return Experiment(exp, exp.resolve().name, config, model, curves, cost, sets, budgets, missing)
 
 
 def find_model_file(exp: Path, named: Path | None) -> Path | None:

@@ -44,13 +44,17 @@ _MOE_TITLES = {
 
 
 def render(
-    experiment: Experiment, examples: dict[str, list[Example]], routing: dict[str, Any] | None
+    experiment: Experiment,
+    examples: dict[str, list[Example]],
+    routing: dict[str, Any] | None = None,
+    widths: dict[str, Any] | None = None,
 ) -> str:
     """The whole page.
 
     Args:
         examples: per set.
         routing: as made by ``routing_view.routing_section``; None where the system has no experts.
+        widths: as made by ``widths.widths_section``; None where all frames cost the same.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -68,6 +72,7 @@ def render(
         curves=training_charts(experiment),
         expert_curves=expert_charts(experiment),
         routing=routing,
+        widths=widths,
         provenance=_provenance(experiment),
         missing=experiment.missing,
     )

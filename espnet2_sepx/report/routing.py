@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from espnet2_sepx.errors import UserError
+from espnet2_sepx.report.model import load_model
 
 FIGURE_FRAMES = 100  # per part of the figure's input, as in the paper
 MIN_FRAMES = 20  # of a part; below it a picture shows nothing
@@ -220,19 +220,10 @@ def median_pitch(signal: Signal, fs: int) -> float:
 
 
 class Router:
-    """A trained system that tells its routing; uses nothing but ESPnet's inference class."""
+    """A trained system that tells its routing."""
 
     def __init__(self, config: Path, model_file: Path) -> None:
-        from espnet2.bin.enh_inference import SeparateSpeech
-
-        try:
-            self._separate = SeparateSpeech(train_config=str(config), model_file=str(model_file))
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(
-                f"{model_file.name}: does not load with {config.name} ({reason[0]}); "
-                "train again (stage 3)"
-            ) from error
+        self._separate = load_model(config, model_file)
         self.separator: Any = self._separate.enh_model.separator
         self.separator.record_routing = True
 
