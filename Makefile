@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 # As after `source .venv/bin/activate`, whatever else is active.
 IN_VENV := VIRTUAL_ENV="$(VENV)" PATH="$(VENV)/bin:$$PATH"
 # One thread each, on as many processors as there are.
-PYTEST := $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 8
+PYTEST := $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 SHELL_SCRIPTS = $$(git ls-files '*.sh' .ci/run)
 
 .PHONY: help venv demo test test-slow test-all recipes bench lint format doctor \

@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 from espnet2_sepx.layers import attention, band_split, conformer, feed_forward, moe  # noqa: E402
-from espnet2_sepx.layers.kernels import onednn_linear  # noqa: E402
+from espnet2_sepx.layers.kernels import keep_freed_memory, onednn_linear  # noqa: E402
 from espnet2_sepx.separators.tf_moe import TFMoESeparator  # noqa: E402
 
 CONF = ROOT / "egs2" / "libri2mix" / "tf_moe" / "conf"
@@ -147,6 +147,7 @@ def feed_forwards(args: argparse.Namespace) -> None:
     """One feed-forward on the tokens of 2.4 s: inference and training step."""
     import plain
 
+    keep_freed_memory()
     x = torch.randn(1, 301, 80, 32, requires_grad=True)
     upstream = torch.randn(1, 301, 80, 32)
     dense = feed_forward.FeedForward(32, 4)

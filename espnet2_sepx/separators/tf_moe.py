@@ -22,6 +22,7 @@ from torch_complex.tensor import ComplexTensor
 from espnet2_sepx.layers.band_split import BandSplit, MaskDecoder, check_bands, mel_bands
 from espnet2_sepx.layers.conformer import ConformerModule
 from espnet2_sepx.layers.cost_track import CostTrack
+from espnet2_sepx.layers.kernels import keep_freed_memory
 from espnet2_sepx.layers.moe import MoEFeedForward
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.layers.rnn import RNNModule
@@ -107,6 +108,7 @@ class TFMoESeparator(AbsSeparator):
             raise ValueError(f"conv_kernel must be odd and positive, got {conv_kernel}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        keep_freed_memory()
         if bands is None:
             self.bands = mel_bands(input_dim, num_bands, sample_rate)
         else:

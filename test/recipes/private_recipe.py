@@ -39,7 +39,7 @@ class Recipe:
             "--profile_seconds",
             "1",
             "--profile_curve",
-            "0.5 1",
+            "",
             *options,
         ]
 
