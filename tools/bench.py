@@ -54,17 +54,16 @@ class System:
     run: Callable[[torch.Tensor], Any]
 
 
-def build(name: str, fs: int) -> System:
+def build(registry: Path, name: str, fs: int) -> System:
     """A system of the registry.
 
     Raises:
         ImportError: the toolkit of a peer is not installed.
     """
-    entry = registry()["systems"].get(name)
-    if entry is None:
-        raise UserError(
-            f"{REGISTRY}: no system {name!r}; known: {', '.join(registry()['systems'])}"
-        )
+    systems = read(registry)["systems"]
+    if name not in systems:
+        raise UserError(f"{registry}: no system {name!r}; known: {', '.join(systems)}")
+    entry = systems[name]
     if "peer" in entry:
         model = getattr(bench_peers, entry["peer"])()
         return System(name, model, model)
@@ -73,17 +72,17 @@ def build(name: str, fs: int) -> System:
     return System(name, model, lambda mixture: separate(model, mixture, fs))
 
 
-def registry() -> dict[str, Any]:
-    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
+def read(registry: Path) -> dict[str, Any]:
+    return yaml.safe_load(registry.read_text(encoding="utf-8"))
 
 
-def bench_group(group: dict[str, Any], rounds: int) -> list[str]:
+def bench_group(registry: Path, group: dict[str, Any], rounds: int) -> list[str]:
     """Measure a group; its section of the results."""
     fs, mixture = group["fs"], noise(round(group["seconds"] * group["fs"]))
     systems, missing = [], []
     for name in group["systems"]:
         try:
-            systems.append(build(name, fs))
+            systems.append(build(registry, name, fs))
         except ImportError as error:
             missing.append(f"- {name}: left out, {error}")
     times: dict[str, list[float]] = {system.name: [] for system in systems}
@@ -111,23 +110,23 @@ def bench_group(group: dict[str, Any], rounds: int) -> list[str]:
             f"{median(times[system.name]) / group['seconds']:.3f}",
             f"{median(ratios):.2f}",
             f"{min(ratios):.2f} ... {max(ratios):.2f}",
-            f"{memory_in_own_process(system.name, group):.0f} MB",
+            f"{memory_in_own_process(registry, system.name, group):.0f} MB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return [*lines, *([""] if missing else []), *missing, ""]
 
 
-def memory_in_own_process(name: str, group: dict[str, Any]) -> float:
+def memory_in_own_process(registry: Path, name: str, group: dict[str, Any]) -> float:
     """Peak memory of a run beyond what is held before it, in MB."""
-    command = [sys.executable, __file__, "--memory_of", name]
+    command = [sys.executable, __file__, "--registry", str(registry), "--memory_of", name]
     command += ["--fs", str(group["fs"]), "--seconds", str(group["seconds"])]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return found["peak"] - found["baseline"]
 
 
 def print_memory(args: argparse.Namespace) -> None:
-    system = build(args.memory_of, args.fs)
+    system = build(args.registry, args.memory_of, args.fs)
     mixture = noise(round(args.seconds * args.fs))
     with torch.no_grad():
         print(json.dumps(peak_memory(partial(system.run, mixture))))
@@ -160,6 +159,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each system")
     parser.add_argument("--groups", nargs="+", help="titles of groups (default: all)")
+    parser.add_argument("--registry", type=Path, default=REGISTRY, help="systems and groups")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "RESULTS.md")
     parser.add_argument("--memory_of", help="only print the memory of this system, as JSON")
     parser.add_argument("--fs", type=int, help="with --memory_of: sampling rate")
@@ -170,14 +170,14 @@ def main() -> int:
     if args.memory_of:
         print_memory(args)
         return 0
-    groups = {group["title"]: group for group in registry()["groups"]}
+    groups = {group["title"]: group for group in read(args.registry)["groups"]}
     unknown = [title for title in args.groups or () if title not in groups]
     if unknown:
         raise UserError(f"--groups: unknown {unknown[0]!r}; known: {', '.join(map(repr, groups))}")
     lines = header(args.rounds)
     for title in args.groups or groups:
         print(f"== {title}", flush=True)
-        lines += bench_group(groups[title], args.rounds)
+        lines += bench_group(args.registry, groups[title], args.rounds)
     with atomic_write(args.out) as stream:
         stream.write("\n".join(lines).rstrip() + "\n")
     return 0

@@ -20,7 +20,6 @@ import yaml
 from espnet2_sepx.errors import UserError, run_cli
 from espnet2_sepx.files import atomic_write
 from espnet2_sepx.profiling.cost import CONVENTIONS, Request, measure
-from espnet2_sepx.profiling.rules import RULES_VERSION
 from espnet2_sepx.profiling.table import format_macs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +47,11 @@ def count(config: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def reproduced_by(counts: dict[str, Any], macs: float) -> str | None:
-    """The nearest convention within the tolerance."""
-    errors = {c: abs(counts[c] / macs - 1) for c in COLUMNS if counts[c] is not None}
-    nearest = min(errors, key=lambda column: errors[column])
-    return nearest if errors[nearest] <= TOLERANCE else None
+def reproduced_by(counts: dict[str, Any], macs: float) -> dict[str, float]:
+    """Conventions within the tolerance and their relative errors, the nearest first."""
+    errors = {c: counts[c] / macs - 1 for c in COLUMNS if counts[c] is not None}
+    near = [column for column in errors if abs(errors[column]) <= TOLERANCE]
+    return {column: errors[column] for column in sorted(near, key=lambda c: abs(errors[c]))}
 
 
 def table() -> str:
@@ -82,12 +81,10 @@ def _counts(stored: dict[str, Any], name: str, seconds: float) -> dict[str, Any]
 
 def _row(name: str, figure: dict[str, Any], counts: dict[str, Any]) -> str:
     printed = float(figure["macs"])
-    column = reproduced_by(counts, printed)
-    if column is None and "remark" not in figure:
+    near = reproduced_by(counts, printed)
+    if not near and "remark" not in figure:
         raise UserError(f"{REGISTRY}: {name!r}: no convention gives {printed:g}; add a remark")
-    verdict = figure.get("remark", "")
-    if column is not None:
-        verdict = f"`{column}` ({100 * (counts[column] / printed - 1):+.1f} %)"
+    verdict = ", ".join(f"`{column}` {100 * error:+.1f} %" for column, error in near.items())
     parameters = figure.get("parameters")
     cells = [
         f"{name}: {figure['in']}, {figure['seconds']:g} s",
@@ -95,7 +92,7 @@ def _row(name: str, figure: dict[str, Any], counts: dict[str, Any]) -> str:
         f"{counts['parameters']:,}",
         f"{printed / 1e9:g} G",
         *(format_macs(counts[column]) for column in COLUMNS),
-        verdict,
+        verdict or f"none: {figure['remark']}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -110,6 +107,8 @@ def main() -> int:
     unknown = [name for name in args.systems or () if name not in systems]
     if unknown:
         raise UserError(f"--systems: {unknown[0]!r} has no published figures in {REGISTRY}")
+    from espnet2_sepx.profiling.rules import RULES_VERSION  # imports PyTorch
+
     stored: dict[str, Any] = {"rules": RULES_VERSION, "systems": {}}
     if COUNTS.is_file():
         old = json.loads(COUNTS.read_text(encoding="utf-8"))

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Rebuild the result tables of README.md from files that the project generated.
+"""Rebuild the tables of README.md and docs/PROFILING.md from files that the project generated.
 
     tools/update_readme.py                          tables from what is in the repository
     tools/update_readme.py egs2/mini/tf_moe/exp/X   first take over X/RESULTS.json
-    tools/update_readme.py --check                  exit status 1 if README.md is out of step
+    tools/update_readme.py --check                  exit status 1 if one is out of step
 
-Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json) and
-test/golden/models.json (parameter counts of every training configuration), and the recipes
-themselves: egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py.
+Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json),
+test/golden/models.json (parameter counts of every training configuration), the recipes themselves
+(egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py), and bench/published.json (counts beside
+published figures, made by tools/published.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import published
 
 from espnet2_sepx.errors import UserError, run_cli
 from espnet2_sepx.files import atomic_write
@@ -26,6 +30,7 @@ from espnet2_sepx.report.results import format_interval, format_score, quantity
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PROFILING = ROOT / "docs" / "PROFILING.md"
 GOLDEN = ROOT / "test/golden/models.json"
 PAIRS_TEST = ROOT / "test/recipes/test_pairs.py"
 OURS = "egs2/mini/"  # all other corpora are those of papers
@@ -134,15 +139,20 @@ def pairs_table() -> str:
     return "\n".join(rows)
 
 
-def rebuilt(text: str) -> str:
-    """README text with every generated block made anew."""
-    tables = {"results": results_table, "pairs": pairs_table, "models": models_table}
-    for name, make in tables.items():
-        table = make()
+BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"results": results_table, "pairs": pairs_table, "models": models_table},
+    PROFILING: {"published": published.table},
+}
+
+
+def rebuilt(path: Path, text: str) -> str:
+    """The text of a file with every generated block made anew."""
+    for name, table in BLOCKS[path].items():
         pattern = rf"(<!-- {name}: begin[^>]*-->\n).*?(<!-- {name}: end -->)"
-        text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+        made = table()
+        text, found = re.subn(pattern, lambda m, t=made: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         if found != 1:
-            raise UserError(f"{README}: expected one block '<!-- {name}: begin -->'")
+            raise UserError(f"{path}: expected one block '<!-- {name}: begin -->'")
     return text
 
 
@@ -155,15 +165,18 @@ def main() -> int:
     args = parser.parse_args()
     for experiment in args.experiments:
         take_over(experiment)
-    old = README.read_text(encoding="utf-8")
-    new = rebuilt(old)
-    if args.check:
-        if new != old:
-            print("README.md is out of step; run tools/update_readme.py", file=sys.stderr)
-        return int(new != old)
-    with atomic_write(README) as stream:
-        stream.write(new)
-    return 0
+    stale = 0
+    for path in BLOCKS:
+        old = path.read_text(encoding="utf-8")
+        new = rebuilt(path, old)
+        if args.check and new != old:
+            name = path.relative_to(ROOT)
+            print(f"{name} is out of step; run tools/update_readme.py", file=sys.stderr)
+            stale = 1
+        elif not args.check:
+            with atomic_write(path) as stream:
+                stream.write(new)
+    return stale
 
 
 if __name__ == "__main__":

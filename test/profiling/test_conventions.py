@@ -8,7 +8,8 @@ from profiling_configs import conv_config, small_tcn, small_tf_moe, stft_config
 from test_rules import LAYERS, Function
 from torch import nn
 
-from espnet2_sepx.profiling.conventions import figures, hook_figure
+from espnet2_sepx.profiling.conventions import figures
+from espnet2_sepx.profiling.hooks import hook_figures
 from espnet2_sepx.profiling.inputs import noise
 from espnet2_sepx.profiling.macs import count_macs, plain_kernels
 from espnet2_sepx.profiling.model import build_model, separate
@@ -123,8 +124,8 @@ def test_weights_used_without_their_layer_count_as_if_it_had_been_called():
     shortcut.layer = layer
     x = torch.randn(3, 8)
     owned = {p: w.weights for p, w in count_macs(shortcut, lambda: shortcut(x)).by_module().items()}
-    assert hook_figure("thop", shortcut, lambda: shortcut(x), owned).total == 3 * 8 * 5
-    assert hook_figure("thop", shortcut, lambda: shortcut(x)).total == 0
+    assert hook_figures(shortcut, lambda: shortcut(x), owned)["thop"].total == 3 * 8 * 5
+    assert hook_figures(shortcut, lambda: shortcut(x))["thop"].total == 0
 
 
 def test_a_layer_with_two_parents_counts_twice_as_in_ptflops():

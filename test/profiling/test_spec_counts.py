@@ -143,3 +143,29 @@ def test_executed_experts_equal_a_brute_force_count(top_k):
     assert len(blocks) == 4
     decoder_weights = found["separator.mask_decoder.weight2"].all
     assert sum(counted) - decoder_weights == executed > 0
+
+
+def test_rows_that_round_a_kernels_block_up_run_but_do_not_count():
+    """With oneDNN each expert's tokens are padded to a multiple of 64 rows; the model has fewer."""
+    from espnet2_sepx.layers.kernels import ROW_STEP, onednn_linear
+    from espnet2_sepx.profiling.macs import _Counter
+
+    if onednn_linear()[0] is None:
+        pytest.skip(onednn_linear()[1])
+    model = build_model(small_tf_moe(num_experts=4))
+    separator = model.separator
+    separator.record_routing = separator.record_cost = True
+    counter = _Counter(model)
+    with torch.no_grad(), counter:
+        separate(model, noise(4000), 8000)
+    ran = sum(
+        work.all
+        for path, work in counter.count.by_module().items()
+        if "ffn" in path and path.endswith(("weight1", "weight2"))
+    )
+    one_expert = 2 * 8 * 32
+    chosen = [
+        (r.expert == expert).sum().item() for r in separator.last_routing for expert in range(4)
+    ]
+    assert ran == one_expert * sum(-(-number // ROW_STEP) * ROW_STEP for number in chosen)
+    assert separator.last_cost.executed.sum() == one_expert * sum(chosen) < ran
