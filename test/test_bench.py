@@ -73,14 +73,19 @@ def test_bench_writes_its_table(tmp_path):
     group = {"title": "small", "fs": 8000, "seconds": 0.5, "systems": list(systems)}
     registry = tmp_path / "systems.yaml"
     registry.write_text(yaml.safe_dump({"systems": systems, "groups": [group]}), encoding="utf-8")
-    out = tmp_path / "RESULTS.md"
     command = [sys.executable, ROOT / "tools" / "bench.py", "--rounds", "2"]
-    subprocess.run([*command, "--registry", registry, "--out", out], check=True)
-    text = out.read_text(encoding="utf-8")
+    command += ["--registry", registry, "--out", tmp_path]
+    subprocess.run(command, check=True)
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     rows = [
         line.split(" | ") for line in text.splitlines() if line.startswith(("| SkiM", "| caus"))
     ]
     assert [row[1] for row in rows] == ["14,506,753", "5,306,625"]
     assert rows[0][4:6] == ["1.00", "1.00 ... 1.00"]
     assert float(rows[1][4]) < 1
-    assert "Machine: " in text
+    assert "2 rounds. Machine: " in text
+    again = subprocess.run(
+        [*command, "--resume", "true"], check=True, capture_output=True, text=True
+    )
+    assert "kept from before" in again.stdout
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == text

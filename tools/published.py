@@ -4,8 +4,8 @@
     python tools/published.py                       # count all, write bench/published.json
     python tools/published.py --systems "SkiM (ESPnet)"
 
-The table in docs/PROFILING.md is made from that file by tools/update_readme.py. Counting takes
-minutes (a large model is traced), so the numbers are kept.
+The tables in docs/PROFILING.md and README.md are made from that file by tools/update_readme.py.
+Counting takes minutes (a large model is traced), so the numbers are kept.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def count(config: str, seconds: float) -> dict[str, Any]:
     cost = measure(request)
     macs = cost["macs_per_second"]
     return {
+        "fs": cost["fs"],
         "seconds": seconds,
         "parameters": cost["parameters"]["total"],
         **{column: macs[column] for column in COLUMNS},
@@ -70,6 +71,28 @@ def table() -> str:
         for figure in entry["published"]:
             rows.append(_row(name, figure, _counts(stored, name, figure["seconds"])))
     return "\n".join(rows) + f"\n\nMAC rules {stored['rules']}; counted on the stated length."
+
+
+def cost_table() -> str:
+    """Markdown of parameters and MACs of the systems that are also timed, one row each."""
+    stored = json.loads(COUNTS.read_text(encoding="utf-8"))
+    groups = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["groups"]
+    timed = {name for group in groups for name in group["systems"]}
+    rows = [
+        "| system | input | parameters | MAC/s, `weights` | `all` |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, entry in published().items():
+        if name in timed:
+            counts = _counts(stored, name, entry["published"][0]["seconds"])
+            cells = [
+                f"[{name}]({entry['config']})",
+                f"{counts['seconds']:g} s, {counts['fs'] / 1000:g} kHz",
+                f"{counts['parameters']:,}",
+                *(format_macs(counts[column]) for column in ("weights", "all")),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def _counts(stored: dict[str, Any], name: str, seconds: float) -> dict[str, Any]:

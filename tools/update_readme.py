@@ -140,7 +140,12 @@ def pairs_table() -> str:
 
 
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"results": results_table, "pairs": pairs_table, "models": models_table},
+    README: {
+        "results": results_table,
+        "pairs": pairs_table,
+        "models": models_table,
+        "cost": published.cost_table,
+    },
     PROFILING: {"published": published.table},
 }
 

@@ -129,7 +129,7 @@ def load_parameters(model: nn.Module, path: str | Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror})") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise UserError(
             f"{path}: not a parameter file of this configuration ({reason}); "
             "give the .pth file that was trained with it"

@@ -110,7 +110,8 @@ def _input(request: Request, fs: int) -> Tensor:
         if request.repeat_input and samples is not None:
             return repeated(recording(request.wav, fs), samples)
         return recording(request.wav, fs, samples)
-    samples = samples or round(DEFAULT_SECONDS * fs)
+    if samples is None:
+        samples = round(DEFAULT_SECONDS * fs)
     if request.data_dir is not None:
         return recordings(request.data_dir, fs, samples, repeat=request.repeat_input)
     return noise(samples, request.channels)

@@ -12,7 +12,8 @@ from profiling_configs import conv_config, small_tcn, small_tf_moe
 import espnet2_sepx.profiling.cost as cost_module
 from espnet2_sepx.bin import measure_cost
 from espnet2_sepx.errors import UserError
-from espnet2_sepx.profiling.cost import config_name, read_cost
+from espnet2_sepx.profiling import worker
+from espnet2_sepx.profiling.cost import Request, config_name, read_cost
 from espnet2_sepx.profiling.table import compare_markdown, cost_markdown
 
 
@@ -166,6 +167,11 @@ def test_curves_threads_streaming_and_plots(tmp_path):
         assert "<svg" in (tmp_path / name).read_text(encoding="utf-8")
     for words in ("streaming, latency | 2 ms", "Growth from 0.5 to 1 s: time n^", "| cpu | 2 |"):
         assert words in result.stdout
+
+
+def test_a_length_below_one_sample_is_not_the_default():
+    assert worker._input(Request("c.yaml", seconds=1e-5), 8000).shape == (1, 0)
+    assert worker._input(Request("c.yaml"), 8000).shape == (1, 19200)
 
 
 def test_an_error_of_the_measuring_process_is_one_line(tmp_path):
