@@ -40,6 +40,10 @@ SEPARATORS = {
     "tfgridnetv2": waveform_config(
         "tfgridnetv2", n_srcs=2, n_imics=1, n_fft=64, stride=32, n_layers=1
     ),
+    "tfgridnetv3": {
+        **stft_config("tfgridnetv3", n_fft=128, hop_length=64),
+        "separator_conf": {"n_srcs": 2, "n_imics": 1, "n_layers": 1, "lstm_hidden_units": 8},
+    },
     "tf_moe": small_tf_moe(),
 }
 
