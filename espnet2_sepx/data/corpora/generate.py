@@ -34,7 +34,7 @@ from espnet2_sepx.data.corpora.problems import Problems
 from espnet2_sepx.data.workers import Run, locked, workers
 from espnet2_sepx.errors import UserError
 
-FORMAT = 1  # raised whenever the same rows give other files than before
+FORMAT = 2  # raised whenever the same rows give other files than before
 _MARKER, _PLAN = "made.json", "plan.json"
 _VERIFIED = 20  # of how many mixtures the sum is checked, at least; else of every hundredth
 _WORTH_WORKERS = 16  # mixtures; below, starting processes takes longer than the work

@@ -107,11 +107,14 @@ def _fades() -> tuple[np.ndarray, np.ndarray]:
 
 
 def extend_noise(noise: np.ndarray, length: int, stop: int, path: str) -> np.ndarray:
-    """The first ``stop`` samples of a noise that is repeated, cross-faded, to ``length``."""
+    """The first ``stop`` samples of a noise that is repeated, cross-faded, to ``length``.
+
+    In float64, as cross-fading makes it, even if ``stop`` lies before the first of them.
+    """
     rise, fall = _fades()
     if len(noise) <= len(rise):
         raise BadFile(path, "is shorter than half a second, too short to be extended")
-    extended = noise
+    extended = noise.astype(np.float64)
     while len(extended) < min(length, stop + len(fall)):  # what follows changes the end only
         body, tail = extended[: -len(fall)], extended[-len(fall) :]
         faded = tail * fall + noise[: len(rise)] * rise
