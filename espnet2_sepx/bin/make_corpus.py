@@ -150,7 +150,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         tree = getattr(args, f"{args.corpus}_dir")
         if tree is None:
-            raise UserError(f"{args.corpus} needs --{args.corpus}_dir, the unpacked archive")
+            raise UserError(
+                f"{args.corpus} needs --{args.corpus}_dir, the unpacked archive; "
+                f"{prepare.LAYOUTS[args.corpus]}"
+            )
         if args.min_or_max == "max":
             raise UserError(f"--min_or_max max: {args.corpus} exists as min only")
         getattr(prepare, f"prepare_{args.corpus}")(common, tree)

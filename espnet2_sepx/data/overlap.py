@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from scipy.signal import correlate
 
 _RANGE_DB = 25.0
 _LONGEST_PAUSE_BLOCKS = 20
@@ -71,6 +70,8 @@ def delay_for_overlap(first_N: np.ndarray, second_N: np.ndarray, fs: int, ratio:
     All delays (in steps of 10 ms) are tried; of equally good ones the smallest is taken. A ratio
     that the lengths do not allow gives the nearest possible one.
     """
+    from scipy.signal import correlate  # takes seconds to import; few who import this need it
+
     first_T, second_T = activity(first_N, fs), activity(second_N, fs)
     both = np.rint(correlate(first_T.astype(float), second_T.astype(float), mode="full"))
     both = both[len(second_T) - 1 :]  # index = delay of the second in blocks

@@ -29,25 +29,19 @@ from espnet2_sepx.data.workers import workers
 from espnet2_sepx.errors import UserError
 
 SETS = ("train", "valid", "test")
-_WSJ0_LAYOUT = (
-    "expected wsj0-2mix as generated: DIR/2speakers/wav8k/min/{tr,cv,tt}/{mix,s1,s2}/*.wav"
-)
-_WHAM_LAYOUT = (
-    "expected WHAM! as generated: DIR/wav8k/min/{tr,cv,tt}/{mix_both,mix_clean,s1,s2,noise}/*.wav"
-)
-_LIBRI_LAYOUT = (
-    "expected Libri2Mix as generated: DIR/wav8k/min/{train-100,train-360,dev,test}/"
-    "{mix_clean,mix_both,s1,s2,noise}/*.wav"
-)
-_LRS2_LAYOUT = (
-    "expected LRS2-2Mix as released: "
+LAYOUTS = {
+    "wsj0_2mix": "expected wsj0-2mix as generated: "
+    "DIR/2speakers/wav8k/min/{tr,cv,tt}/{mix,s1,s2}/*.wav",
+    "wham": "expected WHAM! as generated: "
+    "DIR/wav8k/min/{tr,cv,tt}/{mix_both,mix_clean,s1,s2,noise}/*.wav",
+    "libri2mix": "expected Libri2Mix as generated: "
+    "DIR/wav8k/min/{train-100,train-360,dev,test}/{mix_clean,mix_both,s1,s2,noise}/*.wav",
+    "lrs2_2mix": "expected LRS2-2Mix as released: "
     "DIR/lrs2_rebuild/audio/wav16k/min/{tr,cv,tt}/{mix,s1,s2}/*.wav; "
-    "https://huggingface.co/datasets/JusperLee/LRS2-2Mix"
-)
-_ECHO_LAYOUT = (
-    "expected Echo2Mix as released: DIR/{train,val,test}/**/<spk1>_<spk2>/"
-    "{mix,spk1_reverb,spk2_reverb}.wav"
-)
+    "https://huggingface.co/datasets/JusperLee/LRS2-2Mix",
+    "echo2mix": "expected Echo2Mix as released: "
+    "DIR/{train,val,test}/**/<spk1>_<spk2>/{mix,spk1_reverb,spk2_reverb}.wav",
+}
 _SPEECH_LAYOUT = (
     "expected LibriSpeech: DIR/{train-clean-100,dev-clean,test-clean}/<spk>/<chapter>/<utt>.flac; "
     "https://www.openslr.org/12"
@@ -123,7 +117,11 @@ def prepare_wsj0_2mix(
     if tree_dir is not None:
         subsets = wsj0_2mix.SETS
         folder = trees.find_tree(
-            tree_dir, ("2speakers", "wsj0_2mix/2speakers"), base.variant, "tr/mix", _WSJ0_LAYOUT
+            tree_dir,
+            ("2speakers", "wsj0_2mix/2speakers"),
+            base.variant,
+            "tr/mix",
+            LAYOUTS["wsj0_2mix"],
         )
         naming = _wsj0_naming
         list_set = functools.partial(_list_set, folder, subsets, ("mix", "s1", "s2"), naming)
@@ -132,7 +130,7 @@ def prepare_wsj0_2mix(
         if wsj0_dir is None or metadata_dir is None:
             raise UserError(
                 "wsj0_2mix needs --wsj0_dir (the corpus LDC93S6A) and --metadata_dir (the mixing "
-                "lists), or --wsj0_2mix_dir (mixtures that exist)"
+                f"lists), or --wsj0_2mix_dir (mixtures that exist); {wsj0.LAYOUT}"
             )
         utterances = wsj0.find_utterances(wsj0_dir)
         lists = wsj0_2mix.find_lists(metadata_dir)
@@ -158,21 +156,21 @@ def prepare_wham(
     base = _base_for_activity(common) if activity else common
     kinds = _kinds(mixture, wham.KINDS)
     if tree_dir is not None:
-        folder = trees.find_tree(tree_dir, (), base.variant, f"tr/{mixture}", _WHAM_LAYOUT)
+        folder = trees.find_tree(tree_dir, (), base.variant, f"tr/{mixture}", LAYOUTS["wham"])
         list_set = functools.partial(_list_set, folder, wsj0_2mix.SETS, kinds, _wsj0_naming)
         sets = _from_tree(base, list_set, exactly=True)
     else:
         if noise_dir is None or (wsj0_dir is None and wsj0_2mix_dir is None):
             raise UserError(
                 "wham needs --wham_noise_dir and --wsj0_2mix_dir (or --wsj0_dir), or --wham_dir "
-                "(mixtures that exist)"
+                f"(mixtures that exist); {wham.NOISE_LAYOUT}"
             )
         if not noise_dir.is_dir():
             raise UserError(f"{noise_dir}: is no folder; {wham.NOISE_LAYOUT}")
         folder_2mix, utterances = None, None
         if wsj0_2mix_dir is not None:
             folder_2mix = trees.find_tree(
-                wsj0_2mix_dir, ("2speakers",), base.variant, "tr/s1", _WSJ0_LAYOUT
+                wsj0_2mix_dir, ("2speakers",), base.variant, "tr/s1", LAYOUTS["wsj0_2mix"]
             )
         else:
             assert wsj0_dir is not None
@@ -206,7 +204,9 @@ def prepare_libri2mix(
     kinds = _kinds(mixture, libri2mix.KINDS)
     if tree_dir is not None:
         inside = f"{train_subset}/{mixture}"
-        folder = trees.find_tree(tree_dir, ("Libri2Mix",), common.variant, inside, _LIBRI_LAYOUT)
+        folder = trees.find_tree(
+            tree_dir, ("Libri2Mix",), common.variant, inside, LAYOUTS["libri2mix"]
+        )
         list_set = functools.partial(_list_set, folder, subsets, kinds, _libri_naming)
         _write(common, _from_tree(common, list_set, exactly=True))
         return
@@ -214,7 +214,8 @@ def prepare_libri2mix(
     if speech_dir is None or metadata_dir is None or (with_noise and noise_dir is None):
         raise UserError(
             "libri2mix needs --librispeech_dir, --metadata_dir (a LibriMix checkout) and, unless "
-            "only mix_clean is made, --wham_noise_dir; or --libri2mix_dir (mixtures that exist)"
+            "only mix_clean is made, --wham_noise_dir; or --libri2mix_dir (mixtures that exist); "
+            f"{_SPEECH_LAYOUT}"
         )
     speech = _find_librispeech(speech_dir, train_subset)
     if with_noise:
@@ -245,7 +246,7 @@ def prepare_lrs2_2mix(common: Common, tree_dir: Path) -> None:
     """LRS2-2Mix as released (16 kHz); formatting brings it to the rate asked for."""
     tops = ("lrs2_rebuild/audio", "audio")
     released = Variant(16000, "min")
-    folder = trees.find_tree(tree_dir, tops, released, "tr/mix", _LRS2_LAYOUT)
+    folder = trees.find_tree(tree_dir, tops, released, "tr/mix", LAYOUTS["lrs2_2mix"])
     kinds = ("mix", "s1", "s2")
     list_set = functools.partial(_list_set, folder, wsj0_2mix.SETS, kinds, _lrs2_naming)
     _write(common, _from_tree(common, list_set, exactly=False))
@@ -255,12 +256,12 @@ def prepare_echo2mix(common: Common, tree_dir: Path) -> None:
     """Echo2Mix as released (16 kHz, reverberant references, noise in the mixture only)."""
     subsets = {"train": "train", "valid": "val", "test": "test"}
     if not tree_dir.is_dir():
-        raise UserError(f"{tree_dir}: is no folder; {_ECHO_LAYOUT}")
+        raise UserError(f"{tree_dir}: is no folder; {LAYOUTS['echo2mix']}")
     root = next(
         (top for top in (tree_dir, tree_dir / "Echo2Mix") if (top / "train").is_dir()), None
     )
     if root is None:
-        raise UserError(f"{tree_dir}: has no folder train; {_ECHO_LAYOUT}")
+        raise UserError(f"{tree_dir}: has no folder train; {LAYOUTS['echo2mix']}")
 
     def list_set(name: str, problems: Problems) -> list[Entry]:
         return trees.list_echo2mix(root / subsets[name], problems)
@@ -365,9 +366,8 @@ def _find_librispeech(root: Path, train_subset: str) -> Path:
     if not root.is_dir():
         raise UserError(f"{root}: is no folder; {_SPEECH_LAYOUT}")
     needed = (f"train-clean-{train_subset.removeprefix('train-')}", "dev-clean", "test-clean")
-    for top in (root, root / "LibriSpeech"):
-        if (top / needed[0]).is_dir():
-            break
+    inner = root / "LibriSpeech"
+    top = inner if inner.is_dir() else root
     for name in needed:
         if not (top / name).is_dir():
             raise UserError(f"{top}: has no folder {name}; {_SPEECH_LAYOUT}")
