@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rebuild the tables of README.md and docs/PROFILING.md from files that the project generated.
+"""Rebuild the tables of README.md and docs/*.md from files that the project generated.
 
     tools/update_readme.py                          tables from what is in the repository
     tools/update_readme.py egs2/mini/tf_moe/exp/X   first take over X/RESULTS.json
@@ -30,7 +30,7 @@ from espnet2_sepx.report.results import format_interval, format_score, quantity
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PROFILING = ROOT / "docs" / "PROFILING.md"
+DOCS = ROOT / "docs"
 GOLDEN = ROOT / "test/golden/models.json"
 PAIRS_TEST = ROOT / "test/recipes/test_pairs.py"
 OURS = "egs2/mini/"  # all other corpora are those of papers
@@ -95,7 +95,7 @@ def models_table() -> str:
     for config, entry in sorted(json.loads(GOLDEN.read_text(encoding="utf-8")).items()):
         if not config.startswith(OURS):
             corpus, what = _header(ROOT / config)
-            name = f"[`{Path(config).stem}`]({config})"
+            name = f"[`{Path(config).stem}`](../{config})"
             rows.append(f"| {name} | {corpus} | {what} | {entry['parameters']:,} |")
     return "\n".join(rows)
 
@@ -127,9 +127,9 @@ def pairs_table() -> str:
         results = list((path.parent / "results").glob("*.json"))
         known = pair.parts[0] in (*tested, "mini")
         cells = [
-            f"[`{pair}`](egs2/{pair}/run.sh)",
+            f"[`{pair}`](../egs2/{pair}/run.sh)",
             what,
-            f"[`{Path(config).stem}`]({config})",
+            f"[`{Path(config).stem}`](../{config})",
             "yes" if config in built else "no",
             "yes" if known else "no",
             "yes" if known else "no",
@@ -140,13 +140,10 @@ def pairs_table() -> str:
 
 
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {
-        "results": results_table,
-        "pairs": pairs_table,
-        "models": models_table,
-        "cost": published.cost_table,
-    },
-    PROFILING: {"published": published.table},
+    README: {"results": results_table, "cost": published.cost_table},
+    DOCS / "CONFIGURATIONS.md": {"models": models_table},
+    DOCS / "PROFILING.md": {"published": published.table},
+    DOCS / "RECIPES.md": {"pairs": pairs_table},
 }
 
 
