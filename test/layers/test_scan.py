@@ -444,21 +444,45 @@ def test_wrong_shapes_are_named() -> None:
 
 
 def test_mamba_ssm_absent(fresh_probes, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, mamba_package.EXTENSION, None)
+    for name in (mamba_package.PACKAGE, mamba_package.EXTENSION):
+        monkeypatch.setitem(sys.modules, name, None)
     function, reason = mamba_package.probe()
     assert function is None
-    assert "not installed" in reason
-
-
-def test_mamba_ssm_without_a_working_extension(fresh_probes, tmp_path, monkeypatch) -> None:
-    (tmp_path / f"{mamba_package.EXTENSION}.py").write_text(
-        "raise ImportError('libcudart.so.11: cannot open shared object file')"
+    assert reason == "mamba-ssm is not installed (pip install mamba-ssm)"
+    assert {name: why for name, _, why in explain()}["mamba_ssm"] in (
+        reason,
+        "torch sees no CUDA device",
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+BROKEN = {  # files of an installation -> what is said about it
+    "selective_scan_cuda.py: raise ImportError('libcudart.so.11: cannot open shared object')": (
+        "mamba-ssm's CUDA extension is broken: ImportError: libcudart.so.11"
+    ),
+    "selective_scan_cuda.py: import no_cuda": (
+        "mamba-ssm's CUDA extension is broken: ModuleNotFoundError: No module named 'no_cuda'"
+    ),
+    "mamba_ssm.py: ": "mamba-ssm is installed without its CUDA extension",
+    "selective_scan_cuda.py: ": "mamba-ssm is broken: ModuleNotFoundError: No module named",
+}
+
+
+@pytest.mark.parametrize(("file", "words"), BROKEN.items())
+def test_a_broken_mamba_ssm_is_reported_not_fatal(
+    fresh_probes, tmp_path, monkeypatch, file, words
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(mamba_package.PACKAGE)]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, mamba_package.EXTENSION, raising=False)
+    name, content = file.split(": ", 1)
+    (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
     function, reason = mamba_package.probe()
     assert function is None
-    assert "broken: ImportError: libcudart.so.11" in reason
+    assert reason.startswith(words)
+    name, usable, why = explain()[0]
+    assert (name, usable) == ("mamba_ssm", False)
+    assert words in why
 
 
 def test_mamba_ssm_gets_its_layout(fresh_probes, monkeypatch) -> None:

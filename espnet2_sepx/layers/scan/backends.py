@@ -74,13 +74,12 @@ def obstacle(name: str, u: Tensor, state: int, has_first_state: bool = False) ->
 def explain() -> list[tuple[str, bool, str]]:
     """(name, usable on this machine, why or why not) of every automatic back end."""
     kernel, kernel_reason = compiled.probe()
+    function, reason = mamba_package.probe()
     if not torch.cuda.is_available():
-        package = (False, "torch sees no CUDA device")
-    else:
-        function, reason = mamba_package.probe()
-        package = (function is not None, reason)
+        more = f"; {reason}" if function is None and mamba_package.installed() else ""
+        function, reason = None, f"torch sees no CUDA device{more}"
     return [
-        ("mamba_ssm", *package),
+        ("mamba_ssm", function is not None, reason),
         ("cpu", kernel is not None, kernel_reason),
         ("torch", True, "portable scan, any device"),
     ]

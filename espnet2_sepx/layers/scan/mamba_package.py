@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
 
 from torch import Tensor
 
 from espnet2_sepx.layers.scan.inputs import ScanInputs
 
+PACKAGE = "mamba_ssm"
 EXTENSION = "selective_scan_cuda"
-INTERFACE = "mamba_ssm.ops.selective_scan_interface"
+INTERFACE = f"{PACKAGE}.ops.selective_scan_interface"
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,14 +25,21 @@ def probe() -> tuple[Callable[..., tuple[Tensor, Tensor]] | None, str]:
     """The package's function or None, and the reason in words."""
     try:
         importlib.import_module(EXTENSION)
-    except ModuleNotFoundError:
-        return None, "mamba-ssm's CUDA extension is not installed (pip install mamba-ssm)"
     except Exception as error:  # a broken build fails in many ways; none of them may end a training
-        return None, f"mamba-ssm's CUDA extension is broken: {_one_line(error)}"
+        if not (isinstance(error, ModuleNotFoundError) and error.name == EXTENSION):
+            return None, f"mamba-ssm's CUDA extension is broken: {_one_line(error)}"
+        if installed():
+            return None, f"mamba-ssm is installed without its CUDA extension {EXTENSION}"
+        return None, "mamba-ssm is not installed (pip install mamba-ssm)"
     try:
         return importlib.import_module(INTERFACE).selective_scan_fn, "mamba-ssm's CUDA kernel"
     except Exception as error:
         return None, f"mamba-ssm is broken: {_one_line(error)}"
+
+
+def installed() -> bool:
+    """Whether the package or its extension is there, in whatever state."""
+    return any(importlib.util.find_spec(name) is not None for name in (PACKAGE, EXTENSION))
 
 
 def _one_line(error: Exception) -> str:
