@@ -15,6 +15,7 @@ from typing import Any
 from espnet2_sepx.errors import UserError, run_cli
 from espnet2_sepx.files import str2bool
 
+_GENERATOR = "espnet2_sepx.data.corpora.generate"
 _TYPES = ("mix_clean", "mix_both", "mix_single")
 
 
@@ -68,7 +69,7 @@ def _add_corpus(corpora: Any, name: str, text: str) -> argparse.ArgumentParser:
     bools: dict[str, Any] = {"type": str2bool, "metavar": "BOOL", "default": False}
     add("--skip_bad", **bools, help="go on without mixtures whose files are bad (false)")
     add("--dry_run", **bools, help="say what there is to do, write nothing (false)")
-    verify_help = "check the sum of all mixtures made, not only of some hundred (false)"
+    verify_help = "check the sum of all mixtures made, not only of every hundredth (false)"
     add("--verify_all", **bools, help=verify_help)
     return parser
 
@@ -106,6 +107,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.nj is not None and args.nj < 1:
         raise UserError(f"--nj {args.nj}: expected 1 or more; leave it out to use all processors")
 
+    from espnet2_sepx.data import workers
+
+    nj = args.nj or len(os.sched_getaffinity(0))
+    if nj > 1 and getattr(args, f"{args.corpus}_dir") is None:  # there is something to generate
+        resampling = ["scipy.signal"] if args.fs != 16000 else []
+        workers.start_server([f"espnet2_sepx.data.corpora.{args.corpus}", _GENERATOR, *resampling])
+
     from espnet2_sepx.data.corpora import prepare
     from espnet2_sepx.data.corpora.base import Variant
 
@@ -113,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         out=args.out.resolve(),
         audio_dir=args.audio_dir.resolve(),
         variant=Variant(args.fs, args.min_or_max),
-        nj=args.nj or len(os.sched_getaffinity(0)),
+        nj=nj,
         skip_bad=args.skip_bad,
         dry_run=args.dry_run,
         verify_all=args.verify_all,

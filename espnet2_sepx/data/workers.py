@@ -7,6 +7,7 @@ import fcntl
 import functools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import re
 import shutil
@@ -29,18 +30,23 @@ _CHUNK = 8  # items a worker gets at a time
 Run = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[Any]]
 
 
+def start_server(preload: Sequence[str]) -> None:
+    """Let the server of ``workers`` import these modules while we do something else."""
+    multiprocessing.set_forkserver_preload(list(preload))
+    multiprocessing.forkserver.ensure_running()
+
+
 @contextlib.contextmanager
-def workers(count: int, preload: Sequence[str] = ()) -> Iterator[Run]:
+def workers(count: int) -> Iterator[Run]:
     """Yield ``run(task, items, title)``: results in the order of the items, with a progress bar.
 
-    One worker is this process. More are forked off a server that has but imported the modules in
-    ``preload``, since a child forked off us inherits whatever threads and libraries hold.
+    One worker is this process. More are forked off a server that has done nothing but import (see
+    ``start_server``), since a child forked off us inherits whatever threads and libraries hold.
     """
     if count == 1:
         yield functools.partial(_run, map)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
     try:
         yield functools.partial(_run, functools.partial(_map_in_order, executor, 4 * count))

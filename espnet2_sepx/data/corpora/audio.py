@@ -141,7 +141,7 @@ def wav_samples(size: int, subtype: str) -> int:
 
 def wav_bytes(signal_N: np.ndarray, fs: int) -> bytes:
     """A mono WAV file: 16-bit for int16, IEEE float for float32 samples."""
-    data = signal_N.tobytes()
+    size = signal_N.nbytes
     if signal_N.dtype == np.int16:
         code, width, extra = 1, 2, b""
         extension = b""
@@ -152,8 +152,9 @@ def wav_bytes(signal_N: np.ndarray, fs: int) -> bytes:
         extension = struct.pack("<H", 0)
     form = struct.pack("<HHIIHH", code, 1, fs, fs * width, width, 8 * width) + extension
     chunks = struct.pack("<4sI", b"fmt ", len(form)) + form + extra
-    chunks += struct.pack("<4sI", b"data", len(data)) + data
-    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
+    chunks += struct.pack("<4sI", b"data", size)
+    head = struct.pack("<4sI4s", b"RIFF", 4 + len(chunks) + size, b"WAVE") + chunks
+    return b"".join((head, np.ascontiguousarray(signal_N).data))
 
 
 def write_whole(folder: Path, name: str, data: bytes) -> None:
