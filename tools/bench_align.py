@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """How often speakers swap streams between chunks: our aligner against plain overlap correlation.
 
-    tools/bench_align.py --model egs2/mini/tf_moe/exp/tf_moe_mini_8k --conversations 20
+    tools/bench_align.py --model egs2/mini/tf_moe/exp/tf_moe_mini_8k
 
 Conversations of two generated voices (test speakers of `mini`), 2 minutes each, pauses of up to
 10 s, overlap of turns up to 40 %. Both ways get the same model, chunk and overlap; `plain` puts
 chunks on a regular grid and orders them by the correlation of waveforms in the overlap, `espnet`
 by SI-SNR there. A chunk's true order is the one that correlates best with the references; a joint
 at which the order of the joined streams changes is a swap. Chunks with less than half a second of
-speech have no true order.
+speech have no true order. Writes bench/align.json for tools/update_readme.py; conversations that
+are in it, of the same model and chunks, are not done again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,12 @@ from espnet2_sepx.infer.align import Aligner, Joint, best_order
 from espnet2_sepx.infer.chunks import Chunker
 from espnet2_sepx.infer.separator import ChunkEngine, Options, Separator
 
+RESULT = Path(__file__).resolve().parent.parent / "bench" / "align.json"
+WAYS = {
+    "plain": "correlation of waveforms in the overlap",
+    "espnet": "SI-SNR in the overlap",
+    "ours": "ours",
+}
 SECONDS, UTTERANCES = 120.0, 12
 LEVEL = 0.05
 
@@ -127,28 +135,42 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=20)
     parser.add_argument("--chunk_s", type=float, help="default: by model")
     parser.add_argument("--overlap_s", type=float, help="default: by model")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; conversations in it are not done again"
-    )
     args = parser.parse_args()
     separator = Separator(Options(args.model, chunk_s=args.chunk_s, overlap_s=args.overlap_s))
-    rows = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    setting = {
+        "model": Path(args.model).name,
+        "chunk_s": separator.chunk / separator.fs,
+        "overlap_s": separator.overlap / separator.fs,
+        "conversation_s": SECONDS,
+    }
+    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows = results.get("conversations", {}) if setting.items() <= results.items() else {}
     for seed in range(args.conversations):
         if str(seed) in rows:
             continue
         references = make_conversation(seed, separator.fs)
-        rows[str(seed)] = {
-            way: count_swaps(separator, references, way) for way in ("plain", "espnet", "ours")
-        }
+        rows[str(seed)] = {way: count_swaps(separator, references, way) for way in WAYS}
         print(seed, rows[str(seed)], flush=True)
-        if args.out:
-            with atomic_write(args.out) as stream:
-                json.dump(rows, stream, indent=1)
-    print(f"chunks of {separator.chunk / separator.fs:g} s, {separator.overlap / separator.fs:g} s")
-    print("| order by | joints | swaps | per joint |\n|---|---|---|---|")
-    for way in ("plain", "espnet", "ours"):
-        joints, swaps = (sum(row[way][key] for row in rows.values()) for key in ("joints", "swaps"))
-        print(f"| {way} | {joints} | {swaps} | {swaps / joints:.3f} |")
+        with atomic_write(RESULT) as stream:
+            json.dump({**setting, "conversations": rows}, stream, indent=1)
+            stream.write("\n")
+    print(table())
+
+
+def table() -> str:
+    """Markdown of bench/align.json."""
+    results = json.loads(RESULT.read_text())
+    rows = results["conversations"].values()
+    lines = ["| voices matched by | joints | swaps | swaps per joint |", "|---|---|---|---|"]
+    for way, name in WAYS.items():
+        joints, swaps = (sum(row[way][key] for row in rows) for key in ("joints", "swaps"))
+        lines.append(f"| {name} | {joints} | {swaps} | {swaps / joints:.3f} |")
+    lines += [
+        "",
+        f"{len(rows)} conversations of {results['conversation_s']:g} s, `{results['model']}`, "
+        f"chunks of {results['chunk_s']:g} s that share {results['overlap_s']:g} s or more.",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
