@@ -8,7 +8,6 @@ from pathlib import Path
 import plain_s4m
 import pytest
 import torch
-import yaml
 from contract import SeparatorContract
 
 from espnet2_sepx.separators.s4m import S4MSeparator
@@ -258,7 +257,7 @@ def test_causal_output_does_not_look_ahead() -> None:
             assert not torch.allclose(y[:, first_changed], reference[:, first_changed])
 
 
-def test_streams_through_espnet(tmp_path, espnet_task) -> None:
+def test_streams_through_espnet(experiment) -> None:
     """ESPnet's streaming driver equals its offline one, for pieces of one frame and of several."""
     from espnet2.bin.enh_inference import SeparateSpeech
     from espnet2.bin.enh_inference_streaming import SeparateSpeechStreaming
@@ -273,12 +272,7 @@ def test_streams_through_espnet(tmp_path, espnet_task) -> None:
             "separator": "s4m",
             "separator_conf": {**TINY, **CAUSAL},
         }
-        (tmp_path / "in.yaml").write_text(yaml.safe_dump(config))
-        parser = espnet_task.get_parser()
-        args = parser.parse_args(["--config", str(tmp_path / "in.yaml"), "--output_dir", "unused"])
-        torch.save(espnet_task.build_model(args).state_dict(), tmp_path / "model.pth")
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-        files = str(tmp_path / "config.yaml"), str(tmp_path / "model.pth")
+        files = experiment(config)
         wave = torch.randn(1, 168)
         whole = SeparateSpeech(*files)(wave, fs=8000)
         stream = SeparateSpeechStreaming(*files)

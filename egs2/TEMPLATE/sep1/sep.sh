@@ -237,7 +237,9 @@ separate_set() {
             --model "${exp}" --model_file "${inference_model}" --output "${work}/output.JOB" --threads 1)
         [ "${gpu}" -eq 0 ] || separate+=(--device cuda)
     else
+        # A loss like SI-SNR leaves the level open, and files of 16 bits clip: each output gets its own
         separate=("${python}" -m espnet2.bin.enh_inference --ngpu "${gpu}" --fs "${sample_rate}"
+            --normalize_output_wav true
             --train_config "${exp}/config.yaml" --model_file "${exp}/${inference_model}"
             --data_path_and_name_and_type "${dump}/$1/wav.scp,speech_mix,sound"
             --key_file "${work}/log/keys.JOB.scp" --output_dir "${work}/output.JOB")
