@@ -44,7 +44,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--zoo", help="folder or address of a self-hosted zoo (default: $ESPNET2_SEPX_ZOO)"
     )
-    parser.add_argument("--fs", type=int, help="rate of the model, if its configuration lacks it")
+    parser.add_argument(
+        "--fs",
+        type=int,
+        help="rate of the model, if its configuration lacks it; recordings may have any rate",
+    )
 
     group = parser.add_argument_group("sound")
     group.add_argument(
@@ -147,6 +151,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _batch(args: argparse.Namespace, options) -> int:  # type: ignore[no-untyped-def]
+    from tqdm import tqdm
+
     from espnet2_sepx.infer.batch import SUMMARY, run_batch
     from espnet2_sepx.infer.jobs import find_jobs
 
@@ -161,7 +167,7 @@ def _batch(args: argparse.Namespace, options) -> int:  # type: ignore[no-untyped
         activity=args.activity,
         nj=args.nj,
         overwrite=args.overwrite,
-        report=lambda line: print(f"error: {line}", file=sys.stderr),
+        report=lambda line: tqdm.write(f"error: {line}", file=sys.stderr),
     )
     for result in summary["results"]:
         if result["gain"] != 1.0:

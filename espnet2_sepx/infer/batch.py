@@ -187,6 +187,8 @@ def run_batch(
 
 
 def _run(tasks: list[Task], nj: int) -> Iterator[Result]:
+    if not tasks:
+        return
     if nj > 1 and len(tasks) > 1:
         yield from map_in_processes(run_task, tasks, nj, "separating", "file")
         return

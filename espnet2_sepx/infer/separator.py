@@ -9,6 +9,7 @@ Legend: N samples, n samples of a block, C channels, S speakers.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from espnet2_sepx.infer.find import find_model
 from espnet2_sepx.infer.forward import EnhModel, frame_samples, separate
 from espnet2_sepx.infer.overlap_add import OverlapAdd, fade
 from espnet2_sepx.infer.resample import Resampler
-from espnet2_sepx.profiling.model import sample_rate
+from espnet2_sepx.profiling.model import sample_rate, stated_rate
 
 Block = NDArray[np.float32]
 Streams = NDArray[np.float32]
@@ -81,6 +82,11 @@ class Separator:
             torch.set_num_threads(options.threads)
         files = find_model(options.model, options.model_file, options.zoo)
         self.fs = sample_rate(files.config, options.fs, files.config_name)
+        if (stated := stated_rate(files.config)) not in (None, self.fs):
+            logging.getLogger(__name__).warning(
+                f"--fs {self.fs}: {files.config_name} is for {stated} Hz; --fs is the rate of the "
+                "model, recordings may have any"
+            )
         self.model = load_network(files)
         self.num_spk = int(self.model.num_spk)
         self.not_causal = why_not_streaming(self.model)

@@ -136,13 +136,13 @@ def load_parameters(model: nn.Module, path: str | Path) -> None:
         ) from error
 
 
-def sample_rate(config: dict[str, Any], asked: int | None, name: str = "config") -> int:
-    """The rate asked for, or the one that the configuration states (Hz).
+def stated_rate(config: dict[str, Any]) -> int | None:
+    """The rate in Hz that a configuration states.
 
     ESPnet's own top-level ``sample_rate`` is not consulted: it is 8000 in any file that never set
     it.
     """
-    stated = [
+    stated = (
         (config.get(section) or {}).get(key)
         for section, key in (
             ("separator_conf", "sample_rate"),
@@ -150,11 +150,16 @@ def sample_rate(config: dict[str, Any], asked: int | None, name: str = "config")
             ("separator_conf", "target_fs"),
             ("preprocessor_conf", "sample_rate"),
         )
-    ]
-    rate = next((value for value in [asked, *stated] if value), None)
+    )
+    return next((int(value) for value in stated if value), None)
+
+
+def sample_rate(config: dict[str, Any], asked: int | None, name: str = "config") -> int:
+    """The rate asked for, or the one that the configuration states (Hz)."""
+    rate = asked or stated_rate(config)
     if rate is None:
         raise UserError(f"{name}: the sampling rate is not stated in it; give --fs, e.g. --fs 8000")
-    return int(rate)
+    return rate
 
 
 def check_length(model: EnhModel, samples: int, fs: int) -> None:

@@ -140,6 +140,14 @@ def test_what_a_model_does_not_have_is_told(tf_moe_exp, options, message):
         espnet2_sepx.load_separator(str(tf_moe_exp), **options)
 
 
+def test_another_rate_than_the_configuration_states_is_told(tf_moe_exp, caplog):
+    espnet2_sepx.load_separator(str(tf_moe_exp), fs=RATE)
+    assert not caplog.messages
+    espnet2_sepx.load_separator(str(tf_moe_exp), fs=16000)
+    assert "--fs 16000: " in caplog.text
+    assert "is for 8000 Hz" in caplog.text
+
+
 def test_a_budget_reaches_the_separator(tf_moe_exp, monkeypatch):
     from espnet2_sepx.separators.tf_moe import TFMoESeparator
 
