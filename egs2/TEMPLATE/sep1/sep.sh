@@ -264,8 +264,7 @@ if in_stages 4 "separation"; then
     need_file "${exp}/train.done" 3
     for dset in ${eval_sets}; do
         need_file "${dump}/${dset}.done" 2
-        depends=("@${exp}/${inference_model}" "@${dump}/${dset}.done" "${inference_args[@]}")
-        [ "${engine}" = espnet ] || depends+=("${engine}")
+        depends=("@${exp}/${inference_model}" "@${dump}/${dset}.done" "${engine}" "${inference_args[@]}")
         is_done "${exp}/separated_${dset}/done" "${depends[@]}" && continue
         separate_set "${dset}"
         mark_done "${exp}/separated_${dset}/done" "${depends[@]}"
