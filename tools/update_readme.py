@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ OURS = "egs2/mini/"  # all other corpora are those of papers
 
 
 def take_over(experiment: Path) -> None:
-    """Copy an experiment's RESULTS.json to ``results/`` of its recipe."""
+    """Copy an experiment's RESULTS.json to ``results/`` of its recipe; paths begin at the root."""
     source = experiment.resolve() / "RESULTS.json"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run stages 1 to 7 of the recipe first")
@@ -46,7 +45,8 @@ def take_over(experiment: Path) -> None:
     if not target.parents[1].is_dir():
         raise UserError(f"{source}: expected .../egs2/<corpus>/<model>/exp/<tag>/RESULTS.json")
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target)
+    text = source.read_text(encoding="utf-8").replace(f"{source.parents[5]}/", "")
+    target.write_text(text, encoding="utf-8")
     print(f"{target.relative_to(ROOT)} updated")
 
 
