@@ -21,7 +21,7 @@ from espnet2_sepx.report.charts import Chart, Series, grouped_bars, line_chart, 
 from espnet2_sepx.report.examples import Example, Signal
 from espnet2_sepx.report.model import load_model
 
-SEGMENT_TITLES = {"silence": "nobody", "single": "one speaker", "overlap": "several speakers"}
+SEGMENT_TITLES = {"silence": "nobody", "single": "one", "overlap": "several"}
 CURVES = (
     ("priced gate", "gate, at a price on width", "s1"),
     ("one width", "one width for all frames", "s2"),

@@ -97,7 +97,7 @@ def test_charts() -> None:
     for chart in (by_utilization, by_work):
         assert len(re.findall("<circle", chart.svg)) == 4  # of one point nothing is known
         assert len(re.findall("<polyline", chart.svg)) == 3
-    assert "one speaker: 0.40" in histogram.svg
+    assert "one: 0.40" in histogram.svg
     assert "nobody" not in histogram.svg  # no frame of it
 
 
