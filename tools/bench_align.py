@@ -6,10 +6,14 @@
 Conversations of two generated voices (test speakers of `mini`), 2 minutes each, pauses of up to
 10 s, overlap of turns up to 40 %. Both ways get the same model, chunk and overlap; `plain` puts
 chunks on a regular grid and orders them by the correlation of waveforms in the overlap, `espnet`
-by SI-SNR there. A chunk's true order is the one that correlates best with the references; a joint
-at which the order of the joined streams changes is a swap. Chunks with less than half a second of
-speech have no true order. Writes bench/align.json for tools/update_readme.py; conversations that
-are in it, of the same model and chunks, are not done again.
+by SI-SNR there.
+
+Whose voice is in which stream follows from the correlation with the references: on both sides of a
+joint in the overlap or, where that is silent, in the last two seconds of speech before and the
+first two after. If the speakers change streams there, that is a swap. A model that changes its mind
+within a chunk, between its first and its last two seconds of speech, is counted apart: no order of
+chunks mends that. Writes bench/align.json for tools/update_readme.py; conversations that are in it,
+of the same model and chunks, are not done again.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import argparse
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from update_readme import ALIGNMENTS, align_table
 
 from espnet2_sepx.data.conversation import conversation
 from espnet2_sepx.data.synth import draw_speakers, draw_utterance, synthesize
@@ -31,11 +36,6 @@ from espnet2_sepx.infer.chunks import Chunker
 from espnet2_sepx.infer.separator import ChunkEngine, Options, Separator
 
 RESULT = Path(__file__).resolve().parent.parent / "bench" / "align.json"
-WAYS = {
-    "plain": "correlation of waveforms in the overlap",
-    "espnet": "SI-SNR in the overlap",
-    "ours": "ours",
-}
 SECONDS, UTTERANCES = 120.0, 12
 LEVEL = 0.05
 
@@ -61,14 +61,23 @@ class PlainAligner(Aligner):
         return Joint(start / self._fs, shared, order, "overlap", 0.5 if odds == 0 else 1.0)
 
 
+class Heard(NamedTuple):
+    """A chunk: where it starts, and per sample how much its streams lie as the references do."""
+
+    start: int
+    evidence: np.ndarray
+
+
 class Listener:
-    """Records the true order of every chunk that the separator returns."""
+    """Compares every chunk that the separator returns with the references."""
 
     def __init__(self, separator: Separator, references: np.ndarray) -> None:
-        self.orders: list[tuple[int, ...] | None] = []
+        self.chunks: list[Heard] = []
         self._separator, self._references = separator, references
         self._mixture = references.sum(0)
         self._fs = separator.fs
+        power = np.convolve(np.square(references).sum(0), np.ones(self._fs // 10), "same")
+        self._is_speech = power > 1e-3 * LEVEL**2 * (self._fs // 10)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._separator, name)
@@ -77,12 +86,32 @@ class Listener:
         streams = self._separator.forward(mixture)
         start = self._find(mixture[:, 0])
         part = self._references[:, start : start + len(mixture)]
-        power = np.square(part.sum(0)).reshape(-1)
-        speech_s = np.count_nonzero(power > 1e-4 * LEVEL**2) / self._fs
-        centred = streams[:, 0] - streams[:, 0].mean(0)
-        order, _ = best_order((part @ centred.T).astype(float))
-        self.orders.append(order if speech_s > 0.5 else None)
+        centred = streams[:, 0] - streams[:, 0].mean(0)  # two streams: one is minus the other
+        self.chunks.append(Heard(start, (part[0] - part[1]) * (centred[0] - centred[1])))
         return streams
+
+    def side(self, chunk: Heard, begin: int, end: int, count: int) -> int:
+        """1 if the streams of a chunk lie as the references from ``begin`` to ``end``, else -1.
+
+        Of speech the first ``count`` samples are used, or, if negative, the last; 0 without speech.
+        """
+        where = chunk.start + np.arange(begin - chunk.start, end - chunk.start)
+        speech = where[self._is_speech[where]] - chunk.start
+        used = speech[:count] if count > 0 else speech[count:]
+        return int(np.sign(chunk.evidence[used].sum()))
+
+    def sides(self, past: Heard, new: Heard) -> tuple[int, int]:
+        """Of two chunks where they are joined."""
+        end, plenty = past.start + len(past.evidence), 2 * self._fs
+        if np.count_nonzero(self._is_speech[new.start : end]) > self._fs // 4:
+            return self.side(past, new.start, end, end), self.side(new, new.start, end, end)
+        after = new.start + len(new.evidence)
+        return self.side(past, past.start, end, -plenty), self.side(new, new.start, after, plenty)
+
+    def changes_its_mind(self, chunk: Heard) -> bool:
+        end, plenty = chunk.start + len(chunk.evidence), 2 * self._fs
+        both = (self.side(chunk, chunk.start, end, count) for count in (plenty, -plenty))
+        return next(both) * next(both) < 0
 
     def _find(self, chunk: np.ndarray) -> int:
         """Where a chunk comes from: the one place where the mixture begins like it."""
@@ -116,15 +145,11 @@ def count_swaps(separator: Separator, references: np.ndarray, way: str) -> dict[
     for start in range(0, len(mixture), separator.fs):
         engine.push(mixture[start : start + separator.fs])
     engine.flush()
-    orders = [(0, 1), *(joint.order for joint in engine.joints)]
-    joined = [
-        tuple(true.index(i) for i in order) if true is not None else None
-        for order, true in zip(orders, listener.orders, strict=True)
-    ]
-    known = [order for order in joined if order is not None]
-    doubtful = sum(joint.is_doubtful for joint in engine.joints)
-    swaps = sum(one != two for one, two in itertools.pairwise(known))
-    return {"joints": len(engine.joints), "swaps": swaps, "doubtful": doubtful}
+    signs = [1, *(1 if joint.order == (0, 1) else -1 for joint in engine.joints)]
+    pairs = zip(itertools.pairwise(listener.chunks), itertools.pairwise(signs), strict=True)
+    swaps = sum(np.prod((*listener.sides(*chunks), *orders)) < 0 for chunks, orders in pairs)
+    within = sum(map(listener.changes_its_mind, listener.chunks))
+    return {"joints": len(engine.joints), "swaps": int(swaps), "within_chunks": within}
 
 
 def main() -> None:
@@ -137,40 +162,21 @@ def main() -> None:
     parser.add_argument("--overlap_s", type=float, help="default: by model")
     args = parser.parse_args()
     separator = Separator(Options(args.model, chunk_s=args.chunk_s, overlap_s=args.overlap_s))
-    setting = {
-        "model": Path(args.model).name,
-        "chunk_s": separator.chunk / separator.fs,
-        "overlap_s": separator.overlap / separator.fs,
-        "conversation_s": SECONDS,
-    }
     results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    rows = results.get("conversations", {}) if setting.items() <= results.items() else {}
+    about = {"model": Path(args.model).name, "conversation_s": SECONDS}
+    runs = results.get("runs", {}) if about.items() <= results.items() else {}
+    chunk_s, overlap_s = (n / separator.fs for n in (separator.chunk, separator.overlap))
+    rows = runs.setdefault(f"chunks of {chunk_s:g} s sharing {overlap_s:g} s", {})
     for seed in range(args.conversations):
         if str(seed) in rows:
             continue
         references = make_conversation(seed, separator.fs)
-        rows[str(seed)] = {way: count_swaps(separator, references, way) for way in WAYS}
+        rows[str(seed)] = {way: count_swaps(separator, references, way) for way in ALIGNMENTS}
         print(seed, rows[str(seed)], flush=True)
         with atomic_write(RESULT) as stream:
-            json.dump({**setting, "conversations": rows}, stream, indent=1)
+            json.dump({**about, "runs": runs}, stream, indent=1)
             stream.write("\n")
-    print(table())
-
-
-def table() -> str:
-    """Markdown of bench/align.json."""
-    results = json.loads(RESULT.read_text())
-    rows = results["conversations"].values()
-    lines = ["| voices matched by | joints | swaps | swaps per joint |", "|---|---|---|---|"]
-    for way, name in WAYS.items():
-        joints, swaps = (sum(row[way][key] for row in rows) for key in ("joints", "swaps"))
-        lines.append(f"| {name} | {joints} | {swaps} | {swaps / joints:.3f} |")
-    lines += [
-        "",
-        f"{len(rows)} conversations of {results['conversation_s']:g} s, `{results['model']}`, "
-        f"chunks of {results['chunk_s']:g} s that share {results['overlap_s']:g} s or more.",
-    ]
-    return "\n".join(lines)
+    print(align_table())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 
 Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json),
 test/golden/models.json (parameter counts of every training configuration), the recipes themselves
-(egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py), and bench/published.json (counts beside
-published figures, made by tools/published.py).
+(egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py), and what tools leave in bench/:
+published.json (tools/published.py), libri2mix.json and align.json (tools/bench_*.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 GOLDEN = ROOT / "test/golden/models.json"
 PAIRS_TEST = ROOT / "test/recipes/test_pairs.py"
+ALIGNMENTS = {  # of bench/align.json
+    "plain": "correlation of waveforms in the overlap",
+    "espnet": "SI-SNR in the overlap",
+    "ours": "our aligner",
+}
+COUNTED = ("joints", "swaps")
 OURS = "egs2/mini/"  # all other corpora are those of papers
 
 
@@ -139,11 +145,45 @@ def pairs_table() -> str:
     return "\n".join(rows)
 
 
+def generation_table() -> str:
+    """Time of generating Libri2Mix."""
+    results = json.loads((ROOT / "bench/libri2mix.json").read_text(encoding="utf-8"))
+    rows = [
+        "| Libri2Mix | ours | official script | ratio | ratio of processor time | equal files |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for entry in results["times"]:
+        clock, cpu = entry["seconds"], entry["cpu_seconds"]
+        rows.append(
+            f"| {entry['rate']} {entry['length']}, {', '.join(entry['kinds'])} | {clock['ours']} s "
+            f"| {clock['official']} s | {clock['ratio']:.2f} | {cpu['ratio']:.2f} "
+            f"| {entry['equal_files']} |"
+        )
+    return "\n".join(rows) + (
+        f"\n\n{results['rows']} mixtures, {results['processes']} processes, medians of "
+        f"{results['rounds']} rounds."
+    )
+
+
+def align_table() -> str:
+    """How often speakers swap, by how chunks are matched."""
+    results = json.loads((ROOT / "bench/align.json").read_text(encoding="utf-8"))
+    rows = ["| chunks | matched by | joints | swaps | per joint |", "|---|---|---:|---:|---:|"]
+    for setting, run in results["runs"].items():
+        for way, name in ALIGNMENTS.items():
+            joints, swaps = (sum(row[way][key] for row in run.values()) for key in COUNTED)
+            rows.append(f"| {setting} | {name} | {joints} | {swaps} | {swaps / joints:.3f} |")
+    return "\n".join(rows) + (
+        f"\n\n{len(run)} conversations of {results['conversation_s']:g} s, `{results['model']}`; "
+        "where this model changes streams within a chunk, no order of chunks mends it."
+    )
+
+
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"results": results_table, "cost": published.cost_table},
+    README: {"results": results_table, "align": align_table, "cost": published.cost_table},
     DOCS / "CONFIGURATIONS.md": {"models": models_table},
     DOCS / "PROFILING.md": {"published": published.table},
-    DOCS / "RECIPES.md": {"pairs": pairs_table},
+    DOCS / "RECIPES.md": {"generation": generation_table, "pairs": pairs_table},
 }
 
 

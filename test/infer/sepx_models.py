@@ -52,6 +52,25 @@ RE_SEPFORMER_STRICT = {
     **RE_SEPFORMER,
     "separator_conf": {**RE_SEPFORMER["separator_conf"], "causal": "strict"},
 }
+S4M = {
+    "encoder": "same",
+    "separator": "s4m",
+    "separator_conf": {
+        **{"num_spk": 2, "sample_rate": RATE, "num_repeats": 1, "bottleneck_dim": 16},
+        **{"hidden_dim": 16},
+    },
+    "decoder": "same",
+    "preprocessor_conf": {"sample_rate": RATE},
+}
+SPMAMBA = {
+    "encoder": "stft",
+    "encoder_conf": STFT,
+    "separator": "spmamba",
+    "separator_conf": {"num_spk": 2, "n_layers": 1, "emb_dim": 8, "expand": 1, "d_state": 4},
+    "decoder": "stft",
+    "decoder_conf": STFT,
+    "preprocessor_conf": {"sample_rate": RATE},
+}
 CAUSAL_RNN = {
     "encoder": "stft",
     "encoder_conf": {**STFT, "win_length": 200, "default_fs": RATE},
