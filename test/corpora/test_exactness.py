@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import published
+import official_scripts
 import pytest
 import soundfile
 import trees
@@ -58,7 +58,7 @@ def test_libri2mix_equals_the_official_script_sample_for_sample(tmp_path):
         generate(made[-1], [subset], options(tmp_path))
     for row in rows:
         for variant in VARIANTS:
-            expected = published.libri2mix(speech, noise, row, variant.fs, variant.mode)
+            expected = official_scripts.libri2mix(speech, noise, row, variant.fs, variant.mode)
             for kind, signal in expected.items():
                 soundfile.write(tmp_path / "expected.wav", signal, variant.fs)
                 wanted = (tmp_path / "expected.wav").read_bytes()
@@ -101,7 +101,9 @@ def test_wsj0_2mix_is_merls_to_the_last_bit_from_every_layout(tmp_path, corpora,
             powers, levels = list(row.values[:2]), [float(level1), float(level2)]
             for variant in VARIANTS:
                 paths = [converted / first, converted / second]
-                expected = published.wsj0_2mix(paths, powers, levels, variant.fs, variant.mode)
+                expected = official_scripts.wsj0_2mix(
+                    paths, powers, levels, variant.fs, variant.mode
+                )
                 name = f"{Path(first).stem}_{level1}_{Path(second).stem}_{level2}.wav"
                 for kind, signal in expected.items():
                     made = corpus.folder(variant, subset.name) / kind / name
@@ -120,7 +122,7 @@ def test_wham_is_that_of_its_scripts(tmp_path, corpora, variant):
         words = name.split("_")
         paths = [converted / f"wsj0/si_tr_s/{word[:3]}/{word}.wav" for word in words[::2]]
         noise = corpora.wham_noise / "tr" / name
-        expected = published.wham(paths, noise, table, index, variant.fs, variant.mode)
+        expected = official_scripts.wham(paths, noise, table, index, variant.fs, variant.mode)
         for kind, signal in expected.items():
             made, _ = soundfile.read(corpus.folder(variant, "tr") / kind / name, dtype="float32")
             np.testing.assert_allclose(made, signal, atol=1e-7)
