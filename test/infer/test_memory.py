@@ -16,7 +16,8 @@ PEAK = (  # not ru_maxrss, which a process inherits from the one that started it
     "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
 )
 MINUTES = int(os.environ.get("MEMORY_MINUTES", "10"))  # 60 takes minutes
-LIMIT_MB = max(64 * MINUTES / 60, 16)  # so much differs from run to run
+LIMIT_MB = max(64 * MINUTES / 60, 48)
+"""Equal runs differ by up to 25 MB; ten minutes of input and outputs held in memory are 58 MB."""
 CONFIGS = {
     "tf_moe": TF_MOE,
     "re_sepformer": {  # fewer chunks than in the other tests
