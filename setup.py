@@ -105,7 +105,7 @@ setup(
     # writes an import hook of its own that adds 10 ms to every start of the interpreter.
     package_dir={"": "."},
     packages=find_packages(include=["espnet2_sepx", "espnet2_sepx.*"]),
-    package_data={"espnet2_sepx.report": ["*.html"], "espnet2_sepx.layers.scan": ["*.[ch]"]},
+    package_data={"espnet2_sepx.report": ["*.html"], "espnet2_sepx.layers.native": ["*.[ch]"]},
     python_requires=">=3.10",
     install_requires=[
         "espnet>=202511",

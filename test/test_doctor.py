@@ -90,13 +90,18 @@ def test_a_missing_hook_is_a_failure_and_a_disabled_one_a_note(installed, capsys
 
 
 def test_a_kernel_that_is_not_used_says_why(installed, capsys, monkeypatch):
-    from espnet2_sepx.layers import kernels
+    from espnet2_sepx.layers import kernels, moe_compiled
 
     monkeypatch.setattr(kernels, "onednn_linear", lambda: (None, "switched off by X=0"))
+    monkeypatch.setattr(moe_compiled, "probe", lambda: (None, "no C compiler"))
     status, found = findings(capsys)
     assert status == 0
-    assert found["Computation/oneDNN products"]["status"] == "note"
-    assert found["Computation/oneDNN products"]["detail"] == "not used: switched off by X=0"
+    for name, reason in (
+        ("oneDNN products", "switched off by X=0"),
+        ("expert routing", "no C compiler"),
+    ):
+        assert found[f"Computation/{name}"]["status"] == "note"
+        assert found[f"Computation/{name}"]["detail"] == f"not used: {reason}"
 
 
 def test_the_scan_in_use_is_named_and_the_others_say_why_not(installed, capsys, monkeypatch):

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet2_sepx.layers.kernels import onednn_linear
-from espnet2_sepx.layers.scan import build, compiled, portable
+from espnet2_sepx.layers.native import build
+from espnet2_sepx.layers.scan import compiled, portable
 from espnet2_sepx.layers.scan.inputs import ScanInputs
 from espnet2_sepx.separators.spmamba import SPMambaSeparator
 

@@ -299,6 +299,13 @@ def selective_scan(torch: ModuleType) -> tuple[str, str]:
     return (NOTE if used == "torch" else OK), f"{used} ({detail})"
 
 
+def expert_routing(torch: ModuleType) -> tuple[str, str]:
+    from espnet2_sepx.layers import moe_compiled
+
+    used, reason = moe_compiled.explain()
+    return (OK, f"{reason}, float32 on the CPU") if used else (NOTE, f"not used: {reason}")
+
+
 def flash_attn(torch: ModuleType) -> tuple[str, str]:
     return OK, "not needed by any of our models; ESPnet's message that it is missing is harmless"
 
@@ -308,6 +315,7 @@ KERNELS: dict[str, Callable[[ModuleType], tuple[str, str]]] = {
     "oneDNN products": onednn,
     "fused attention": fused_attention,
     "selective scan": selective_scan,
+    "expert routing": expert_routing,
     "flash_attn": flash_attn,
 }
 """Optional kernels: name -> function of the torch module that says (status, use or why not)."""

@@ -13,17 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from espnet2_sepx.layers import moe_compiled
 from espnet2_sepx.layers.feed_forward import Weights, expert_backward, expert_forward
 from espnet2_sepx.layers.kernels import (
-    LOG2_E,
     compute_dtype,
     matmul_t,
     pieces,
     row_step,
     without_autocast,
 )
+from espnet2_sepx.layers.moe_compiled import CompiledMixture
 from espnet2_sepx.layers.norms import Padding
-from espnet2_sepx.layers.routing import Assignment, Dispatch, RoutingStats, routing_stats
+from espnet2_sepx.layers.routing import (
+    Assignment,
+    BalanceRows,
+    Dispatch,
+    RoutingStats,
+    routing_stats,
+)
 
 GATES = ("prob", "straight_through", "normalised")
 BALANCE_SCOPES = ("sequence", "batch")
@@ -105,40 +112,63 @@ class MoEFeedForward(nn.Module):
                 stacked[1:] = stacked[:1]
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> tuple[Tensor, RoutingStats]:
-        dtype = compute_dtype(x)
-        y, prob, chosen, assignment = _Mixture.apply(
-            x.reshape(-1, x.shape[-1]).to(dtype),
-            self.router,
-            self.top_k,
-            self.gate,
-            *(w.to(dtype) for w in self._weights()),
-        )
-        stats = routing_stats(prob, chosen, assignment, x.shape[:3], self._row_dims(), padding)
+        dtype, rows = compute_dtype(x), self._rows(x, padding)
+        tokens = x.reshape(-1, x.shape[-1]).to(dtype)
+        weights = tuple(w.to(dtype) for w in self._weights())
+        if moe_compiled.fits(tokens, self.router, self.top_k):
+            y, *routes = CompiledMixture.apply(
+                tokens, self.router, rows, self.gate == "prob", self.gate != "normalised", *weights
+            )
+            stats = _stats_of_best(rows, *routes)
+        else:
+            y, prob, chosen, assignment = _Mixture.apply(
+                tokens, self.router, self.top_k, self.gate, *weights
+            )
+            stats = _stats(prob, assignment, rows, chosen)
         return y.view(x.shape), stats
 
     def add_to(
         self, x: Tensor, norm: nn.LayerNorm, factor: float, padding: Padding | None
     ) -> RoutingStats:
         """x += factor * experts(norm(x)) in place, outside of any graph."""
-        target = x.view(-1, x.shape[-1])
-        tokens = norm(target)
+        target, rows = x.view(-1, x.shape[-1]), self._rows(x, padding)
+        tokens, weights = norm(target), self._weights()
+        if moe_compiled.fits(tokens, self.router, self.top_k):
+            routes = moe_compiled.add_to(
+                target, tokens, self.router, rows, self.gate == "prob", weights, factor
+            )
+            return _stats_of_best(
+                rows, routes.prob_sum, routes.choice_sum, routes.expert, routes.best
+            )
         prob, chosen, assignment = _route(tokens, self.router, self.top_k)
         dispatch = assignment.dispatch(row_step(x))
-        y = _run_experts(tokens, dispatch, self._weights())
+        y = _run_experts(tokens, dispatch, weights)
         gate = gate_weight(self.gate, chosen).to(x.dtype)
         for piece in pieces(0, target.shape[0], x.device):
             for row, weight in _choices(dispatch.row[piece], gate[piece]):
                 target[piece].addcmul_(y.index_select(0, row), weight, value=factor)
-        return routing_stats(prob, chosen, assignment, x.shape[:3], self._row_dims(), padding)
+        return _stats(prob, assignment, rows, chosen)
 
     def _weights(self) -> Weights:
         return self.weight1, self.bias1, self.weight2, self.bias2
 
-    def _row_dims(self) -> tuple[int, ...]:
-        """Axes of (B, T, K) that one balance set spans."""
-        if self.balance_scope == "batch":
-            return (0, 1, 2)
-        return (1,) if self.axis == "time" else (2,)
+    def _rows(self, x: Tensor, padding: Padding | None) -> BalanceRows:
+        dims = (1,) if self.axis == "time" else (2,)
+        return BalanceRows(
+            x.shape[:3], (0, 1, 2) if self.balance_scope == "batch" else dims, padding
+        )
+
+
+def _stats(prob: Tensor, assignment: Assignment, rows: BalanceRows, chosen: Tensor) -> RoutingStats:
+    prob_sum, choice_sum = rows.sums(prob), rows.sums(assignment.picked)
+    return routing_stats(prob_sum, choice_sum, rows, assignment.expert, chosen)
+
+
+def _stats_of_best(
+    rows: BalanceRows, prob_sum: Tensor, choice_sum: Tensor, expert: Tensor, best: Tensor
+) -> RoutingStats:
+    """For J = 1, from experts and probabilities ``(n,)``."""
+    return routing_stats(prob_sum, choice_sum, rows, expert[:, None], best[:, None])
 
 
 def gate_weight(gate: str, chosen: Tensor) -> Tensor:
@@ -221,14 +251,10 @@ def _route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor, Assig
     few experts. At least float32.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    scores = matmul_t(router.to(dtype) * LOG2_E, x.to(dtype))
-    prob = scores.sub_(scores.amax(0)).exp2_()
-    scale = prob.sum(0).reciprocal_()
-    if top_k == 1:
-        assignment = Assignment.of_best(prob)
-        return prob.mul_(scale), scale[:, None], assignment  # the best one's numerator is 1
-    chosen, expert = prob.mul_(scale).topk(top_k, 0)
-    return prob, chosen.t(), Assignment.of_experts(expert.t(), prob.shape[0], prob)
+    prob = torch.softmax(matmul_t(router.to(dtype), x.to(dtype)), 0)
+    # topk does not say which of equals comes first
+    chosen, expert = prob.max(0, keepdim=True) if top_k == 1 else prob.topk(top_k, 0)
+    return prob, chosen.t(), Assignment.of(expert.t(), prob)
 
 
 def _run_experts(x: Tensor, dispatch: Dispatch, weights: Weights) -> Tensor:

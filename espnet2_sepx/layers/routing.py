@@ -1,7 +1,7 @@
 """Which token goes to which expert, how evenly, and how that is punished and reported.
 
 Legend: B batch, T frames, K bands, E experts, J chosen experts, n tokens (time-frequency cells),
-slot: one chosen expert of one token.
+R balance rows, slot: one chosen expert of one token.
 """
 
 from __future__ import annotations
@@ -27,26 +27,13 @@ class Assignment:
     """Tokens per expert."""
 
     @staticmethod
-    def of_best(relative: Tensor) -> Assignment:
-        """Each token's best expert; the lowest index among equals.
-
-        Args:
-            relative: ``(E, n)``, exactly 1 for the best, below 1 for the others.
-        """
-        num_experts, tokens = relative.shape
-        picked = relative.floor()
-        counts = _counts(picked)
-        if sum(counts) != tokens:  # equal scores
-            return Assignment.of_experts(relative.max(0).indices[:, None], num_experts, picked)
-        index = torch.arange(num_experts, device=picked.device, dtype=picked.dtype)
-        return Assignment((index @ picked).to(torch.int16)[:, None], picked, counts)
-
-    @staticmethod
-    def of_experts(expert: Tensor, num_experts: int, like: Tensor) -> Assignment:
-        """From chosen experts ``(n, J)``, each token's choices distinct; dtype as ``like``."""
-        picked = like.new_zeros(num_experts, expert.shape[0])
-        picked.scatter_(0, expert.long().t(), 1.0)
-        return Assignment(expert.to(torch.int16), picked, _counts(picked))
+    def of(expert: Tensor, prob: Tensor) -> Assignment:
+        """From chosen experts ``(n, J)``, each token's choices distinct, and ``prob (E, n)``."""
+        picked = torch.zeros_like(prob).scatter_(0, expert.t(), 1.0)
+        # float32 counts exactly up to its 24 bits
+        dtype = picked.dtype if picked.shape[1] < 2**24 else torch.float64
+        counts = [int(count) for count in picked.sum(1, dtype=dtype).tolist()]
+        return Assignment(expert.to(torch.int16), picked, counts)
 
     def dispatch(self, step: int) -> Dispatch:
         """A table in which the run of each expert is padded to a multiple of ``step`` rows."""
@@ -68,12 +55,6 @@ class Assignment:
         return Dispatch(runs, token, row_of_slot.view(tokens, choices))
 
 
-def _counts(picked: Tensor) -> list[int]:
-    """Row sums of ones and zeros; float32 counts exactly up to its 24 bits."""
-    dtype = picked.dtype if picked.shape[1] < 2**24 else torch.float64
-    return [int(count) for count in picked.sum(1, dtype=dtype).tolist()]
-
-
 @dataclass
 class Dispatch:
     """A table of rows, one per slot and some of padding, sorted by expert."""
@@ -92,6 +73,41 @@ class Dispatch:
 
 
 @dataclass
+class BalanceRows:
+    """Sets of tokens whose load is balanced. Token i is in row i // span * stride + i % stride."""
+
+    cells: torch.Size
+    """(B, T, K)."""
+    dims: tuple[int, ...]
+    """Adjacent axes of ``cells`` that one row spans."""
+    padding: Padding | None
+
+    @property
+    def span(self) -> int:
+        return math.prod(self.cells[self.dims[0] :])
+
+    @property
+    def stride(self) -> int:
+        return math.prod(self.cells[self.dims[-1] + 1 :])
+
+    @property
+    def number(self) -> int:
+        return math.prod(self.cells) // self.span * self.stride
+
+    def valid(self) -> Tensor | None:
+        """Which tokens are valid, ``(n,)`` bool; None if all are."""
+        if self.padding is None:
+            return None
+        return self.padding.valid[:, :, None].expand(self.cells).reshape(-1)
+
+    def sums(self, x: Tensor) -> Tensor:
+        """Over the valid tokens of each row: ``(E, n) -> (E, R)``."""
+        valid = self.valid()
+        x = (x if valid is None else x * valid).view(-1, *self.cells)
+        return x.sum([dim + 1 for dim in self.dims]).reshape(x.shape[0], -1)
+
+
+@dataclass
 class RoutingStats:
     """What one mixture layer reports of one forward pass."""
 
@@ -101,7 +117,8 @@ class RoutingStats:
     """Share of the chosen slots per expert, ``(E,)``, detached."""
     top1_prob: Tensor
     """Mean probability of each valid token's best expert, 0-dim, detached."""
-    assignment: Assignment
+    expert: Tensor
+    """Chosen experts ``(n, J)`` int16, best first."""
     prob: Tensor
     """Router probabilities of the chosen experts ``(n, J)``, detached."""
 
@@ -125,12 +142,7 @@ class RoutingRecord:
 
 
 def routing_stats(
-    prob: Tensor,
-    chosen: Tensor,
-    assignment: Assignment,
-    cells: torch.Size,
-    dims: tuple[int, ...],
-    padding: Padding | None,
+    prob_sum: Tensor, choice_sum: Tensor, rows: BalanceRows, expert: Tensor, chosen: Tensor
 ) -> RoutingStats:
     """Balance loss (eq. 4) and load.
 
@@ -138,33 +150,21 @@ def routing_stats(
     P_i the mean of p_i; the loss is the mean of l over the rows that have a valid token.
 
     Args:
-        prob: router probabilities ``(E, n)``, in the graph.
-        chosen: those of the chosen experts ``(n, J)``, detached.
-        assignment: who chose what.
-        cells: (B, T, K).
-        dims: axes of ``cells`` that a row spans.
-        padding: which frames are valid.
+        prob_sum: router probabilities, summed over the valid tokens of each row: ``(E, R)``, in
+            the graph.
+        choice_sum: how many of them chose each expert, ``(E, R)``.
+        rows: the rows.
+        expert: chosen experts ``(n, J)``.
+        chosen: their probabilities ``(n, J)``, detached.
     """
-    num_experts = prob.shape[0]
-    p, picked = prob.view(num_experts, *cells), assignment.picked.view(num_experts, *cells)
-    if padding is None:
-        count = prob.new_full((), math.prod(cells[dim] for dim in dims))
-        used = math.prod(cells) / count
-        top1_prob = chosen[:, 0].mean()
-    else:
-        valid = padding.like(p[0]).expand(cells)
-        p, picked = p * valid, picked * valid
-        count = valid.sum(dims)
-        used = (count > 0).sum()
-        top1_prob = (chosen[:, 0] * valid.reshape(-1)).sum() / valid.sum()
-    over = [dim + 1 for dim in dims]
-    picked = picked.sum(over)  # (E, rows ...)
-    losses = (picked * p.sum(over)).sum(0) / count.clamp_min(1.0).square()
-    share = picked.view(num_experts, -1).sum(1)
+    (num_experts, _), (_, top_k) = prob_sum.shape, chosen.shape
+    slots, share = choice_sum.sum(0), choice_sum.sum(1)
+    losses = (choice_sum * prob_sum).sum(0) / slots.clamp_min(1.0).square()
+    valid, best = rows.valid(), chosen[:, 0]
     return RoutingStats(
-        balance=losses.sum() * (num_experts / chosen.shape[1]) / used,
+        balance=losses.sum() * (num_experts * top_k) / (slots > 0).sum(),
         share=share / share.sum(),
-        top1_prob=top1_prob,
-        assignment=assignment,
+        top1_prob=best.mean() if valid is None else (best * valid).sum() / valid.sum(),
+        expert=expert,
         prob=chosen,
     )

@@ -33,7 +33,7 @@ from typing import Any
 
 from torch import Tensor
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,13 @@ def _causal_conv_silu(args, kwargs, out):
     return [Product(signal.numel() * weight.shape[0], (signal, weight))]
 
 
+@rule("espnet2_sepx.route_to_best")
+def _route_to_best(args, kwargs, out):
+    """Scores of E experts (E, N) for tokens (n, N)."""
+    tokens, router = args[0], args[1]
+    return [Product(tokens.shape[0] * router.numel(), (tokens, router))]
+
+
 def fft_macs(points: int, transforms: int, real: bool) -> int:
     """MACs of Fourier transforms of ``points`` points each, by the convention above."""
     if points <= 1:
@@ -209,6 +216,12 @@ def _mul_elements(args, out):
     return _per_element(1)(args, out)
 
 
+def _mixture_elements(args, out):
+    """The scaling of the softmax, and that of every output by the probability of its expert."""
+    tokens, router = args[0], args[1]
+    return tokens.shape[0] * (router.shape[0] + tokens.shape[1])
+
+
 def _lstm_gates(args, out):
     """Three gate products per unit and step; the hidden weight (4H, H) gives the width."""
     return 3 * args[0].shape[0] * args[0].shape[1] * args[2].shape[1]
@@ -224,6 +237,7 @@ ELEMENTWISE_RULES: dict[str, Callable[[Sequence[Any], Any], int]] = {
     "aten.native_batch_norm": _per_element(1),  # in eval mode the variance is a constant
     "aten._native_batch_norm_legit_no_training": _per_element(1),
     "aten.mkldnn_rnn_layer": _lstm_gates,
+    "espnet2_sepx.route_to_best": _mixture_elements,
 }
 
 CREATIONS = frozenset({"aten.lift_fresh", "aten.lift_fresh_copy"})

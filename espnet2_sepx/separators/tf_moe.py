@@ -225,7 +225,7 @@ class TFMoESeparator(AbsSeparator):
             experts = self.get_submodule(f"blocks.{block - 1}.{axis}.ffn{ffn}")
             assert isinstance(experts, MoEFeedForward)
             one = experts.weight1[0].numel() + experts.weight2[0].numel()
-            executed += one * cells[2] * layer.assignment.expert.shape[1]
+            executed += one * cells[2] * layer.expert.shape[1]
             densest += one * cells[2] * experts.weight1.shape[0]
         return CostTrack(executed, densest, _valid(ilens, cells[1]))
 
@@ -308,7 +308,7 @@ def _routing_records(
             axis=axis,
             block=block,
             ffn=ffn,
-            expert=layer.assignment.expert.to("cpu").view(*shape, -1),
+            expert=layer.expert.to("cpu").view(*shape, -1),
             prob=layer.prob.to("cpu", torch.float32).view(*shape, -1),
             valid=valid,
         )

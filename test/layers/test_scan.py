@@ -12,8 +12,8 @@ import torch
 from scan_problems import needs_kernel, problem, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.scan import (
-    build,
     causal_conv_silu,
     compiled,
     ops,

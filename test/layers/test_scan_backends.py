@@ -9,9 +9,9 @@ import pytest
 import torch
 from scan_problems import needs_kernel, problem, run
 
+from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.scan import (
     backends,
-    build,
     compiled,
     explain,
     mamba_package,

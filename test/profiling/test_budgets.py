@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from tiny_dsn import CONFIG, LEVELS
 
 from espnet2_sepx.bin import measure_budgets as cli
 from espnet2_sepx.errors import UserError
@@ -16,26 +17,6 @@ from espnet2_sepx.profiling.macs import count_macs
 from espnet2_sepx.profiling.model import build_model, separate
 
 FS = 8000
-LEVELS = [0.25, 1.0]
-CONFIG = {
-    "encoder": "conv",
-    "encoder_conf": {"channel": 16, "kernel_size": 16, "stride": 8},
-    "decoder": "conv",
-    "decoder_conf": {"channel": 16, "kernel_size": 16, "stride": 8},
-    "separator": "dsn",
-    "separator_conf": {
-        "levels": LEVELS,
-        "num_blocks": 1,
-        "intra_layers": 1,
-        "inter_layers": 1,
-        "num_heads": 4,
-        "ffn_dim": 16,
-        "chunk_size": 10,
-        "gate_dim": 8,
-        "gate_ffn_dim": 16,
-        "gate_pool_frames": 8,
-    },
-}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command: a whole measurement, its files, the comparison, and its complaints."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from espnet2_sepx.bin import measure_cost
 from espnet2_sepx.errors import UserError
 from espnet2_sepx.profiling import worker
 from espnet2_sepx.profiling.cost import Request, config_name, read_cost
+from espnet2_sepx.profiling.curve import run_seconds
 from espnet2_sepx.profiling.table import compare_markdown, cost_markdown
 
 
@@ -161,8 +163,9 @@ def test_curves_threads_streaming_and_plots(tmp_path):
     for curve in cost["curves"]:
         assert [point["seconds"] for point in curve["points"]] == [0.5, 1.0]
         assert curve["stopped"] is None
-        # Its value is a matter of chance here: a loaded machine may take longer for less.
-        assert set(curve["slope"]) == {"time", "memory", "from_s", "to_s"}
+        slope, times = curve["slope"], [run_seconds(point) for point in curve["points"]]
+        assert slope["time"] == pytest.approx(math.log2(times[1] / times[0]))
+        assert (slope["from_s"], slope["to_s"]) == (0.5, 1.0)
     assert cost["streaming"]["latency_samples"] == 16
     for name in ("cost_parts.svg", "cost_curves.svg"):
         assert "<svg" in (tmp_path / name).read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 import fake_experiment as fake
 import numpy as np
 import pytest
+import tiny_dsn
 import torch
 import yaml
 
@@ -19,19 +20,6 @@ from espnet2_sepx.report.charts import grouped_bars
 from espnet2_sepx.report.collect import Experiment, collect
 from espnet2_sepx.report.widths import WidthMeter, runs, step_path, widths_section
 
-LEVELS = [0.25, 1.0]
-CODER = {"channel": 16, "kernel_size": 16, "stride": 8}
-DSN = {
-    "levels": LEVELS,
-    "num_blocks": 1,
-    "intra_layers": 1,
-    "inter_layers": 1,
-    "num_heads": 4,
-    "ffn_dim": 16,
-    "chunk_size": 10,
-    "gate_dim": 8,
-    "gate_ffn_dim": 16,
-}
 POINTS = [
     ("gate", None, 0.6, 6e8, 5.0),
     ("priced gate", 0.3, 0.4, 4e8, 4.5),
@@ -40,7 +28,7 @@ POINTS = [
     ("one width", None, 1.0, 9e8, 5.1),
 ]
 BUDGETS: dict[str, Any] = {
-    "levels": LEVELS,
+    "levels": tiny_dsn.LEVELS,
     "utterances": 20,
     "points": [
         dict(zip(("kind", "price", "utilization", "macs", "si_snri"), point, strict=True))
@@ -59,9 +47,7 @@ def dsn(experiment: tuple[Path, Path], espnet_task: Any) -> tuple[Path, Path]:
     """The experiment with a DSN in it."""
     exp, data = experiment
     torch.manual_seed(0)
-    config = espnet_task.get_default_config() | fake.config()
-    config |= {"separator": "dsn", "separator_conf": DSN, "encoder": "conv", "decoder": "conv"}
-    config |= {"encoder_conf": CODER, "decoder_conf": CODER}
+    config = espnet_task.get_default_config() | fake.config() | tiny_dsn.CONFIG
     config |= {"criterions": [{"name": "si_snr", "conf": {}, "wrapper": "pit", "wrapper_conf": {}}]}
     (exp / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(build_model(config).state_dict(), exp / "valid.si_snr_loss.best.pth")
@@ -109,7 +95,7 @@ def test_meter_sees_widths_and_speakers(dsn: tuple[Path, Path]) -> None:
     meter = WidthMeter(exp / "config.yaml", exp / "valid.si_snr_loss.best.pth")
     track = meter(one + two, [one, two], fake.FS)
     frames = (round(seconds * fake.FS) - 16) // 8 + 1
-    assert set(track.utilization_T.tolist()) <= set(LEVELS)
+    assert set(track.utilization_T.tolist()) <= set(tiny_dsn.LEVELS)
     assert track.utilization_T.shape == (frames,)
     assert track.active_JT.shape == (2, frames)
     assert track.frame_s == 0.001

@@ -1,4 +1,4 @@
-"""The scan, and the convolution in front of it, in compiled code for the CPU (``kernel.c``).
+"""The scan, and the convolution in front of it, in compiled code for the CPU (``native/scan.h``).
 
 float32 only. Passes pointers; rows of ``u``, ``dt``, ``z``, ``B`` and ``C`` may lie apart, as they
 do in slices of wider tensors, and are read in place.
@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from espnet2_sepx.layers.scan import build
+from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.scan.inputs import ScanGrads, ScanInputs
 
 LOG2_E = math.log2(math.e)

@@ -49,9 +49,13 @@ INLINE void store_part(float *p, vf x, ptrdiff_t count) {
 }
 
 INLINE float sum_lanes(vf x) {
+#if V == 16
+    return _mm512_reduce_add_ps(x);
+#else
     float total = 0;
     for (int i = 0; i < V; i++) total += x[i];
     return total;
+#endif
 }
 
 INLINE vf maximum(vf a, vf b) {

@@ -1,4 +1,4 @@
-/* The causal convolution in front of the scan, see kernel.c. */
+/* The causal convolution in front of the scan, laid out as in scan.h; K taps. */
 
 #define MAX_TAPS 8
 

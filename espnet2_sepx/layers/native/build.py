@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernel.c")
-HEADERS = ("vectors.h", "scan.h", "conv.h")
+HEADERS = ("vectors.h", "scan.h", "conv.h", "mixture.h")
 CACHE_VARIABLE = "ESPNET2_SEPX_CACHE"
 OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-w")
 INSTRUCTION_SETS = {
@@ -57,7 +57,7 @@ def load(isa: str) -> ctypes.CDLL:
     Raises:
         Unavailable: no compiler, a failed compilation, or a cache that cannot be written.
     """
-    path = cache_folder() / f"scan-{_fingerprint(isa)}.so"
+    path = cache_folder() / f"sepx-{_fingerprint(isa)}.so"
     try:
         if not path.exists():
             _build(path, isa)
@@ -104,7 +104,7 @@ def _build(path: Path, isa: str) -> None:
     command = compiler()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unit, library = Path(folder) / "scan.o", Path(folder) / "scan.so"
+        unit, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         for to_compile, to_link in PARALLEL:
             options = [*OPTIONS, *INSTRUCTION_SETS[isa], *to_compile]
             failure = _run([*command, *options, "-c", str(SOURCE), "-o", str(unit)])

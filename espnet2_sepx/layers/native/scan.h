@@ -1,4 +1,13 @@
-/* The selective scan, see kernel.c. */
+/* The selective scan, forward and backward; see `layers/scan`.
+
+   A sequence is (L, D) with rows `*_row` floats apart, so that slices of wider tensors are read in
+   place; sequences follow each other L rows apart. The state is (N, D). With `reverse` every
+   sequence runs from its last step to its first.
+
+   Channels are worked off a vector at a time, with the states of that vector in registers, and time
+   in tiles, so that a tile's rows stay in the second-level cache from one vector to the next.
+
+   Legend: B sequences, L steps, D channels, N states per channel, V channels per vector. */
 
 #define BACK_TILE 16 /* backward keeps a tile's states and factors: 2 x 16 N V floats */
 #define MAX_STATE 64
