@@ -1,6 +1,7 @@
-"""The registry behind `make bench` and the table of published figures."""
+"""The registry behind `make bench`, the table of published figures, and tables of speed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from espnet2_sepx.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import bench_common  # noqa: E402
 import published  # noqa: E402
 
 REGISTRY = yaml.safe_load((ROOT / "bench" / "systems.yaml").read_text(encoding="utf-8"))
@@ -61,6 +63,61 @@ def test_a_figure_that_nothing_reproduces_needs_a_remark(monkeypatch, tmp_path):
     figure["seconds"] = 2
     with pytest.raises(UserError, match=r"lacks 'A' at 2 s; run tools/published\.py"):
         published.table()
+
+
+@pytest.fixture
+def report(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_common, "STORE", tmp_path / "speed.json")
+    monkeypatch.setattr(sys, "argv", ["tools/bench_x.py"])
+    return bench_common.Report(bench_common.argument_parser("", 3).parse_args(["--keep"]))
+
+
+def test_variants_take_turns_after_a_round_of_warming_up():
+    order = []
+    variants = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = bench_common.measure(variants, 3)
+    assert "".join(order) == "ab" * 4
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_kept_table_is_printed_and_becomes_markdown(report, capsys):
+    report.table("one", {"time, ms": ".1f", "ratio": ".2f"}, {"a": [10.04, 1], "b": [5, None]})
+    report.times("two", {"a": [0.002, 0.004, 0.003], "b": [0.006] * 3}, "a", note="Noted.")
+    assert "  a      10.0   1.00\n  b       5.0       \n" in capsys.readouterr().out
+    markdown = bench_common.markdown("bench_x")
+    assert "### one\n\n| | time, ms | ratio |\n|---|---:|---:|\n| a | 10.0 | 1.00 |" in markdown
+    assert "| b | 5.0 |  |\n" in markdown
+    assert "| b | 6.0 | 6.0 | 2.000 |\n\nNoted. (" in markdown
+    assert markdown.count("medians of 3 rounds.)") == 2
+    assert bench_common.value("bench_x", "two", "b", "over a") == pytest.approx(2.0)
+    report.table("one", {"time, ms": ".1f"}, {"a": [1.0]})  # instead of the old one
+    assert bench_common.value("bench_x", "one", "a", "time, ms") == 1.0
+    assert bench_common.value("bench_x", "two", "a", "over a") == 1.0
+
+
+def test_what_was_not_kept_is_named(report):
+    with pytest.raises(UserError, match=r"nothing from bench_x; run tools/bench_x\.py --keep"):
+        bench_common.markdown("bench_x")
+    report.table("one", {"ratio": ".2f"}, {"a": [1.0]})
+    with pytest.raises(UserError, match=r"no 'b' in bench_x, 'one'; run it with --keep"):
+        bench_common.value("bench_x", "one", "b", "ratio")
+
+
+def test_without_the_option_nothing_is_kept(report, monkeypatch):
+    report.keep = False
+    report.table("one", {"ratio": ".2f"}, {"a": [1.0]})
+    assert not bench_common.STORE.exists()
+
+
+@pytest.mark.slow
+def test_a_speed_tool_prints_its_table():
+    command = [sys.executable, ROOT / "tools/bench_dsn.py", "--rounds", "1", "--seconds", "0.5"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = (re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines())
+    rows = {name: numbers for name, *numbers in lines}
+    assert rows["dense, width 1"][2:] == ["1.00", "1.00", "1.00"]
+    assert float(rows["width 0.125"][0]) < float(rows["width 0.5"][0])
+    assert "share of width 0.5" in result.stdout
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
     python tools/bench_dsn.py
     python tools/bench_dsn.py --rounds 15 --seconds 16
+    python tools/bench_dsn.py --keep                # and put the table into docs/SPEED.md
 
 The paper's network (egs2/wsj0_2mix/dsn/conf), encoder and decoder included, on random weights. The
 reference is our best dense network of full width, the static one. The mixed gate has 25 % of the
@@ -16,9 +17,7 @@ which shows in the time.
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,8 +26,8 @@ from statistics import median
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from bench_common import Report, argument_parser, check, measure
 
-from espnet2_sepx.layers.kernels import onednn_linear
 from espnet2_sepx.profiling.inputs import noise
 from espnet2_sepx.profiling.macs import count_macs
 from espnet2_sepx.profiling.model import build_model, load_config, separate
@@ -84,38 +83,33 @@ def variants(seconds: float) -> tuple[dict[str, Callable[[], object]], dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each variant")
+    parser = argument_parser(__doc__, 9)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the input")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    print(f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread")
-    print(f"products: {onednn_linear()[1]}")
+    report = Report(args)
     runs, macs = variants(args.seconds)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(args.rounds + 1):  # the first is for warming up
-        for name, run in runs.items():
-            start = time.thread_time()
-            run()
-            if turn:
-                times[name].append(time.thread_time() - start)
-    print(f"{'':32}{'GMAC/s':>8}{'ms':>9}{'best':>8}{'speed-up':>10}{'MAC ratio':>11}{'share':>7}")
+    times = measure(runs, args.rounds)
+    rows = {}
     for name, values in times.items():
-        speed_up = median(d / v for d, v in zip(times[DENSE], values, strict=True))
-        ideal = macs[DENSE] / macs[name]
-        share, verdict = speed_up / ideal, ""
-        for targets, value in ((SPEED_UPS, speed_up), (MAC_SHARES, share)):
-            if name in targets:
-                met = "met" if value >= targets[name] else "MISSED"
-                verdict = f"  target {targets[name]:g}: {met}"
-        print(
-            f"{name:32}{macs[name] / 1e9:8.2f}{1e3 * median(values):9.1f}{1e3 * min(values):8.1f}"
-            f"{speed_up:10.2f}{ideal:11.2f}{share:7.2f}{verdict}"
-        )
+        taken = median(v / d for v, d in zip(values, times[DENSE], strict=True))
+        computed = macs[name] / macs[DENSE]
+        rows[name] = [macs[name] / 1e9, 1e3 * median(values), taken, computed, computed / taken]
+    columns = {"GMAC/s": ".2f", "median, ms": ".1f", "time, ratio": ".2f", "MACs, ratio": ".2f"}
+    report.table(
+        f"{args.seconds:g} s of audio",
+        {**columns, "share": ".2f"},
+        rows,
+        "Share: so much of the speed-up that the MACs promise shows in the time. Masked: all is "
+        "computed and multiplied by zeros.",
+    )
+    for name, (_, _, taken, _, share) in rows.items():
+        if name in SPEED_UPS:
+            check(f"speed-up of {name}", 1 / taken, SPEED_UPS[name], at_least=True)
+        if name in MAC_SHARES:
+            check(f"share of {name}", share, MAC_SHARES[name], at_least=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
     python tools/bench_re_sepformer.py                          # 1 to 64 s, one and two threads
     python tools/bench_re_sepformer.py --seconds 256 --rounds 3 --systems ours speechbrain
-    python tools/bench_re_sepformer.py --streaming              # per-chunk real-time factors
+    python tools/bench_re_sepformer.py --parts streaming        # per-chunk real-time factors
+    python tools/bench_re_sepformer.py --keep                   # also put tables into docs/SPEED.md
 
 Encoder, separator and decoder, random weights, the same ones in ours and SpeechBrain's (through the
 importer), noise at 8 kHz. Every system has a process of its own for each length; the processes take
@@ -28,6 +29,7 @@ from statistics import median
 
 import torch
 import yaml
+from bench_common import Report, argument_parser, check
 
 from espnet2_sepx.infer.streaming import StreamingSeparator
 from espnet2_sepx.profiling.inputs import noise
@@ -126,34 +128,40 @@ def measure(args: argparse.Namespace, folder: Path, seconds: float, threads: int
     return {name: (median(times[name]), memory[name]) for name in processes}
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace, report: Report) -> None:
+    columns = {f"{name}, s": ".3f" for name in args.systems}
+    columns |= {f"{name}, MB": ".0f" for name in args.systems}
+    others = [name for name in args.systems if name != "ours"]
+    ratios = {f"{kind}, ours / {name}": ".2f" for kind in ("time", "memory") for name in others}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
         for threads in args.threads:
-            print(f"\n{threads} thread(s): seconds of time, MB of memory; ratios to speechbrain")
-            curve = []
+            rows = {}
             for seconds in args.seconds:
+                print(f"{threads} thread(s), {seconds:g} s ...", file=sys.stderr, flush=True)
                 found = measure(args, folder, seconds, threads)
-                base = found.get("speechbrain")
-                cells = []
-                for system_name, (taken, memory) in found.items():
-                    ratios = f" ({taken / base[0]:.2f}, {memory / base[1]:.2f})" if base else ""
-                    cells.append(f"{system_name} {taken:.3f} s {memory:.0f} MB{ratios}")
-                print(f"  {seconds:6.1f} s  " + ";  ".join(cells), flush=True)
-                curve.append((seconds, *found[args.systems[0]]))
-            for (s1, t1, m1), (s2, t2, m2) in itertools.pairwise(curve):
-                slope = math.log(t2 / t1) / math.log(s2 / s1)
-                growth = (m2 - m1) / (s2 - s1)
-                print(
-                    f"  {args.systems[0]} {s1:g} to {s2:g} s: log-log slope {slope:.2f}, "
-                    f"{growth:.1f} MB per second"
-                )
+                kinds = [[found[name][kind] for name in args.systems] for kind in (0, 1)]
+                ours = found.get("ours")
+                compared = [ours[kind] / found[name][kind] for kind in (0, 1) for name in others]
+                rows[f"{seconds:g} s"] = [*kinds[0], *kinds[1], *compared]
+            report.table(
+                f"RE-SepFormer, {threads} thread(s)",
+                columns | ratios,
+                rows,
+                "Time of a run; memory is what a run adds to the loaded model.",
+            )
+            for (s1, row1), (s2, row2) in itertools.pairwise(
+                zip(args.seconds, rows.values(), strict=True)
+            ):
+                slope = math.log(row2[0] / row1[0]) / math.log(s2 / s1)
+                check(f"{args.systems[0]}, {s1:g} to {s2:g} s: log-log slope of time", slope, None)
 
 
-def streaming(rounds: int) -> None:
+def streaming(report: Report) -> None:
     """Real-time factor of causal models, chunk by chunk, with 10 s of memory."""
     torch.set_num_threads(1)
+    rows = {}
     for causal, steps in (("causal", [150]), ("strict", [1, 5, 10, 25, 50, 150])):
         path = CONF / "re_sepformer" / "conf" / f"train_re_sepformer_{causal}.yaml"
         config = yaml.safe_load(path.read_text())
@@ -162,38 +170,42 @@ def streaming(rounds: int) -> None:
             stream = StreamingSeparator(build_model(config))
             piece, spent = noise(step * 8), []
             stream.push(noise(8 * 150 * 4))
-            for _ in range(max(rounds, 300 // step)):
+            for _ in range(max(report.rounds, 300 // step)):
                 start = time.process_time()
                 stream.push(piece)
                 spent.append(time.process_time() - start)
-            mean = sum(spent) / len(spent)
-            print(
-                f"{config['separator_conf']['causal']}, {step} frames ({step} ms) per push: "
-                f"{1e3 * median(spent):.2f} ms, real-time factor {mean / (step * 8 / FS):.2f}, "
-                f"latency {stream.latency} samples, state {stream.nbytes / 1e6:.2f} MB",
-                flush=True,
-            )
+            rows[f"{config['separator_conf']['causal']}, {step} ms at a time"] = [
+                1e3 * median(spent),
+                sum(spent) / len(spent) / (step * 8 / FS),
+                stream.latency * 1e3 / FS,
+                stream.nbytes / 1e6,
+            ]
+    columns = {
+        "time, ms": ".2f",
+        "real-time factor": ".2f",
+        "latency, ms": ".0f",
+        "state, MB": ".2f",
+    }
+    report.table("Streams, 10 s of memory, 1 thread", columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parts = {"compare": compare, "streaming": lambda _, report: streaming(report)}
+    parser = argument_parser(__doc__, 5)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each system")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--streaming", action="store_true", help="measure streams instead")
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.work:
         work(args.work, args.folder, args.seconds[0], args.threads[0])
-    elif args.streaming:
-        streaming(args.rounds)
-    else:
-        compare(args)
+        return
+    report = Report(args)
+    for part in args.parts:
+        parts[part](args, report)
 
 
 if __name__ == "__main__":

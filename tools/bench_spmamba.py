@@ -3,6 +3,7 @@
 
     python tools/bench_spmamba.py                    # everything, some minutes
     python tools/bench_spmamba.py --parts scan --rounds 9
+    python tools/bench_spmamba.py --keep             # and put the tables into docs/SPEED.md
 
 All variants run in turn, round after round, and CPU time of the one computing thread is counted, so
 that another program on the machine disturbs all of them alike. Ratios are of medians. The
@@ -16,8 +17,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
 
@@ -25,12 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
+from bench_common import Report, argument_parser, check, measure
 from torch import Tensor
 
-from espnet2_sepx.layers.kernels import onednn_linear
 from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.scan import compiled, portable
 from espnet2_sepx.layers.scan.inputs import ScanInputs
+from espnet2_sepx.profiling.memory import peak_memory
 from espnet2_sepx.separators.spmamba import SPMambaSeparator
 
 SHAPES = {"8k freq": (501, 122), "8k time": (129, 494), "16k freq": (501, 250)}
@@ -39,25 +39,6 @@ FEWER = {"8k freq": 40, "8k time": 10, "16k freq": 20}
 """So many of the sequences are enough for a time per step; mamba-ssm's needs gigabytes for all."""
 WIDTH, STATE = 512, 16
 LENGTHS = (1, 2, 4, 8, 16)
-Times = dict[str, list[float]]
-
-
-def measure(variants: dict[str, Callable[[], object]], rounds: int) -> Times:
-    """CPU seconds of each variant in each round, after one round of warm-up."""
-    times: Times = defaultdict(list)
-    for turn in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.thread_time()
-            run()
-            if turn:
-                times[name].append(time.thread_time() - start)
-    return times
-
-
-def verdict(name: str, value: float, target: float, at_least: bool) -> None:
-    met = value >= target if at_least else value <= target
-    sign = ">=" if at_least else "<="
-    print(f"  {name}: {value:.3f}  target {sign} {target}: {'met' if met else 'MISSED'}")
 
 
 # ---- scan --------------------------------------------------------------------------------------
@@ -104,46 +85,53 @@ def kernels() -> dict[str, compiled.Kernel]:
     return {isa: compiled.Kernel(isa) for isa in list(build.INSTRUCTION_SETS)[widest:]}
 
 
-def scan(args: argparse.Namespace) -> None:
+def scan(args: argparse.Namespace, report: Report) -> None:
     found = kernels()
+    columns = dict.fromkeys(("reference, ns", "portable, ns"), ".2f")
+    columns |= {f"C, {isa}, ns": ".2f" for isa in found}
+    rows, errors = {}, []
     for name, (batch, length) in SHAPES.items():
         inputs = scan_inputs(FEWER[name], length)
         variants: dict[str, Callable[[], object]] = {
-            "mamba-ssm reference": lambda x=inputs: mamba_reference(x),
+            "reference": lambda x=inputs: mamba_reference(x),
             "portable": lambda x=inputs: portable.forward(x),
             **{isa: lambda x=inputs, k=kernel: k.forward(x) for isa, kernel in found.items()},
         }
         with torch.no_grad():
             times = measure(variants, args.rounds)
             exact, _ = portable.forward(inputs.to(torch.float64))
-        work = FEWER[name] * length * WIDTH * STATE
-        print(f"\nScan forward, {name} ({batch} x {length}, of which {FEWER[name]})")
-        for variant, values in times.items():
-            y = variants[variant]()
+        for run in variants.values():
+            y = run()
             y = y[0] if isinstance(y, tuple) else y
-            error = (y.double() - exact).abs().max() / exact.abs().max()
-            print(f"  {variant:22}{1e9 * median(values) / work:8.3f} ns  error {error:.1e}")
-        seconds = {variant: median(values) for variant, values in times.items()}
-        base = seconds["portable"]
-        verdict("reference / portable", seconds["mamba-ssm reference"] / base, 5, True)
-        for isa, target in (("avx2", 2), ("avx512", 3.5)):
-            if isa in seconds:
-                verdict(f"portable / {isa}", base / seconds[isa], target, True)
+            errors.append(((y.double() - exact).abs().max() / exact.abs().max()).item())
+        work = FEWER[name] * length * WIDTH * STATE
+        rows[f"{name}, {batch} x {length}"] = [1e9 * median(v) / work for v in times.values()]
     inputs = scan_inputs(16, 122)
     grad = torch.randn_like(inputs.u)
-    times = measure(
-        {
-            "portable": lambda: (portable.forward(inputs), portable.backward(inputs, grad, None)),
-            **{
-                isa: lambda k=kernel: (k.forward(inputs), k.backward(inputs, grad, None))
-                for isa, kernel in found.items()
-            },
+    both = {
+        "portable": lambda: (portable.forward(inputs), portable.backward(inputs, grad, None)),
+        **{
+            isa: lambda k=kernel: (k.forward(inputs), k.backward(inputs, grad, None))
+            for isa, kernel in found.items()
         },
-        args.rounds,
+    }
+    work = 16 * 122 * WIDTH * STATE
+    times = measure(both, args.rounds)
+    training = [1e9 * median(values) / work for values in times.values()]
+    rows["forward and backward, 16 x 122"] = [None, *training]
+    report.table(
+        "Scan forward, 512 channels, 16 states",
+        columns,
+        rows,
+        "Per sequence, step, channel and state. The reference is what mamba-ssm computes without "
+        f"its extension. Largest error: {max(errors):.1e} of the largest output.",
     )
-    print("\nScan forward and backward, 16 x 122")
-    for variant, values in times.items():
-        print(f"  {variant:22}{1e9 * median(values) / (16 * 122 * WIDTH * STATE):8.3f} ns")
+    for name in SHAPES:
+        reference, base, *compiled_ns = next(v for k, v in rows.items() if k.startswith(name))
+        check(f"{name}: reference / portable", reference / base, 5, at_least=True)
+        for isa, nanoseconds in zip(found, compiled_ns, strict=True):
+            target = {"avx2": 2.0, "avx512": 3.5}.get(isa)
+            check(f"{name}: portable / {isa}", base / nanoseconds, target, at_least=True)
 
 
 # ---- whole models ------------------------------------------------------------------------------
@@ -173,68 +161,63 @@ def runner(model: torch.nn.Module, hop: int, seconds: float) -> Callable[[], obj
     return lambda: model(spectrum, torch.tensor([frames]))
 
 
-def models(args: argparse.Namespace) -> None:
-    found = systems()
+def models(args: argparse.Namespace, report: Report) -> None:
+    """Time of 1 s; peak memory above the idle model for the longest, in a process of its own."""
+    found, longest = systems(), args.lengths[-1]
     variants = {name: runner(*system, 1.0) for name, system in found.items()}
     with torch.no_grad():
         times = measure(variants, args.rounds)
-    print("\nWhole models, 1 s at 16 kHz")
-    base = median(times["TF-GridNetV2"])
-    for name, values in times.items():
-        count = sum(p.numel() for p in found[name][0].parameters())
-        ratio = median(values) / base
-        print(f"  {name:22}{count / 1e6:7.2f} M {median(values):8.2f} s  ratio {ratio:.3f}")
-    verdict("SPMamba / TF-GridNetV2", median(times["SPMamba"]) / base, 0.80, False)
-    portable_ratio = median(times["SPMamba, portable"]) / base
-    verdict("SPMamba, portable / TF-GridNetV2", portable_ratio, 1.8, False)
+    command = [sys.executable, __file__, "--lengths", str(longest), "--peak_of"]
+    rows = {}
+    for name, (model, _) in found.items():
+        peak = float(subprocess.run([*command, name], capture_output=True, check=True).stdout)
+        parameters = sum(p.numel() for p in model.parameters())
+        rows[name] = [parameters / 1e6, median(times[name]), None, peak, None]
+    _, seconds, _, peak, _ = rows["TF-GridNetV2"]
+    for row in rows.values():
+        row[2], row[4] = row[1] / seconds, row[3] / peak
+    columns = {"parameters, M": ".2f", "1 s, s": ".2f", "time, ratio": ".3f"}
+    columns |= {f"memory of {longest} s, MB": ".0f", "memory, ratio": ".3f"}
+    report.table(
+        "Whole models at 16 kHz",
+        columns,
+        rows,
+        "TF-GridNetV2 is ESPnet's, of the size in SPMamba's paper. Memory is the peak above the "
+        "loaded model.",
+    )
+    for name, target in (("SPMamba", 0.80), ("SPMamba, portable", 1.8)):
+        check(f"{name} / TF-GridNetV2, time", rows[name][2], target)
+        check(f"{name} / TF-GridNetV2, memory", rows[name][4], 0.25)
 
 
-def lengths(args: argparse.Namespace) -> None:
+def lengths(args: argparse.Namespace, report: Report) -> None:
     """CPU seconds per second of audio; lengths take turns."""
     model, hop = systems()["SPMamba"]
     variants = {f"{seconds} s": runner(model, hop, seconds) for seconds in args.lengths}
+    rounds = max(1, args.rounds // 3)
     with torch.no_grad():
-        times = measure(variants, max(1, args.rounds // 3))
-    print("\nSPMamba, CPU seconds per second of audio")
-    rates = []
-    for (name, values), seconds in zip(times.items(), args.lengths, strict=True):
-        rates.append(median(values) / seconds)
-        print(f"  {name:>5} {rates[-1]:8.2f}")
-    verdict("largest / smallest", max(rates) / min(rates), 1.15, False)
-
-
-def memory(args: argparse.Namespace) -> None:
-    """Peak above the idle model, each in a process of its own."""
-    print(f"\nPeak memory above the model, {args.lengths[-1]} s")
-    peaks = {}
-    for name in ("TF-GridNetV2", "SPMamba", "SPMamba, portable"):
-        command = [sys.executable, __file__, "--peak_of", name, "--lengths", str(args.lengths[-1])]
-        peaks[name] = float(subprocess.run(command, capture_output=True, check=True).stdout)
-        print(f"  {name:22}{peaks[name]:8.0f} MB")
-    for name in ("SPMamba", "SPMamba, portable"):
-        verdict(f"{name} / TF-GridNetV2", peaks[name] / peaks["TF-GridNetV2"], 0.25, False)
+        times = measure(variants, rounds)
+    rates = [median(v) / s for v, s in zip(times.values(), args.lengths, strict=True)]
+    report.table(
+        "SPMamba over the length",
+        {f"{seconds:g} s": ".2f" for seconds in args.lengths},
+        {"seconds per second of audio": rates},
+        rounds=rounds,
+    )
+    check("largest / smallest", max(rates) / min(rates), 1.15)
 
 
 def peak_of(name: str, seconds: float) -> None:
-    import resource
-
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
     model, hop = systems()[name]
     with torch.no_grad():
         runner(model, hop, 0.1)()
-        run, before = runner(model, hop, seconds), peak()
-        run()
-    print(peak() - before)
+        memory = peak_memory(runner(model, hop, seconds))
+    print(memory["peak"] - memory["baseline"])
 
 
 def main() -> None:
-    parts = {"scan": scan, "models": models, "lengths": lengths, "memory": memory}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each variant")
+    parts = {"scan": scan, "models": models, "lengths": lengths}
+    parser = argument_parser(__doc__, 5)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="seconds")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)
@@ -244,10 +227,9 @@ def main() -> None:
     if args.peak_of:
         peak_of(args.peak_of, args.lengths[-1])
         return
-    print(f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread")
-    print(f"products: {onednn_linear()[1]}; scan: {compiled.probe()[1]}")
+    report = Report(args)
     for part in args.parts:
-        parts[part](args)
+        parts[part](args, report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 Sources: egs2/<corpus>/<model>/results/*.json (copies of an experiment's RESULTS.json),
 test/golden/models.json (parameter counts of every training configuration), the recipes themselves
 (egs2/<corpus>/<model>/run.sh, test/recipes/test_pairs.py), and what tools leave in bench/:
-published.json (tools/published.py), libri2mix.json and align.json (tools/bench_*.py).
+published.json (tools/published.py), libri2mix.json, align.json and speed.json (tools/bench_*.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import bench_common
 import published
 
 from espnet2_sepx.errors import UserError, run_cli
@@ -38,6 +40,36 @@ ALIGNMENTS = {  # of bench/align.json
     "ours": "our aligner",
 }
 COUNTED = ("joints", "swaps")
+SPEED_TOOLS = ("bench_tf_moe", "bench_re_sepformer", "bench_dsn", "bench_spmamba")
+_RE_SEPFORMER = ("bench_re_sepformer", "RE-SepFormer, 1 thread(s)")
+_TF_MOE = ("bench_tf_moe", "Inference, 2.4 s at 16 kHz")
+_DSN = ("bench_dsn", "4 s of audio")
+_SPMAMBA = ("bench_spmamba", "Whole models at 16 kHz")
+SPEED = [  # of bench/speed.json: what, beside what, where the ratios of time and of memory are
+    ("TF-MoE, 12 experts", "one expert", (*_TF_MOE, "MoE E=12", "over dense"), None),
+    *(
+        (
+            f"RE-SepFormer, {length} of audio",
+            "SpeechBrain's, same weights",
+            (*_RE_SEPFORMER, length, "time, ours / speechbrain"),
+            (*_RE_SEPFORMER, length, "memory, ours / speechbrain"),
+        )
+        for length in ("1 s", "4 s", "64 s")
+    ),
+    *(
+        (f"DSN, {widths}", "dense, full width", (*_DSN, widths, "time, ratio"), None)
+        for widths in ("width 1", "mixed, runs of 200 ms", "width 0.5", "width 0.125")
+    ),
+    *(
+        (
+            "SPMamba" + form,
+            "ESPnet's TF-GridNet of its paper",
+            (*_SPMAMBA, "SPMamba" + form, "time, ratio"),
+            (*_SPMAMBA, "SPMamba" + form, "memory, ratio"),
+        )
+        for form in ("", ", portable")
+    ),
+]
 OURS = "egs2/mini/"  # all other corpora are those of papers
 
 
@@ -179,8 +211,27 @@ def align_table() -> str:
     )
 
 
+def speed_table() -> str:
+    """What the speed of our systems is beside a named peer's, in short."""
+    rows = ["| | beside | time | memory |", "|---|---|---:|---:|"]
+    for what, peer, time, memory in SPEED:
+        cells = [
+            what,
+            peer,
+            *(f"{bench_common.value(*at):.2f}" if at else "" for at in (time, memory)),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"results": results_table, "align": align_table, "cost": published.cost_table},
+    README: {
+        "results": results_table,
+        "align": align_table,
+        "cost": published.cost_table,
+        "speed": speed_table,
+    },
+    DOCS / "SPEED.md": {tool: partial(bench_common.markdown, tool) for tool in SPEED_TOOLS},
     DOCS / "CONFIGURATIONS.md": {"models": models_table},
     DOCS / "PROFILING.md": {"published": published.table},
     DOCS / "RECIPES.md": {"generation": generation_table, "pairs": pairs_table},

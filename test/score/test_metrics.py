@@ -125,6 +125,8 @@ def test_stoi_is_that_of_pystoi(pair, extended):
         ((0, lambda x: np.full_like(x, 0.5)), "silent reference"),
         ((0, lambda x: 1e-6 * x), "silent reference"),
         ((1, lambda x: np.zeros_like(x)), "silent estimate"),
+        # what ESPnet writes when it normalises a silent output (0 / 0 as 16-bit samples)
+        ((1, lambda x: np.full_like(x, -1.0)), "silent estimate"),
         ((1, lambda x: np.where(np.arange(len(x)) == 7, np.nan, x)), "not finite estimate"),
         ((0, lambda x: np.where(np.arange(len(x)) == 7, np.inf, x)), "not finite reference"),
     ],
