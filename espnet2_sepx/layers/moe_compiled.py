@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from espnet2_sepx.layers.feed_forward import Weights, expert_backward, expert_forward
 from espnet2_sepx.layers.kernels import pieces, row_step, without_autocast
 from espnet2_sepx.layers.native import build
+from espnet2_sepx.layers.native.binding import Int, Pointer, address, try_out
 from espnet2_sepx.layers.routing import BalanceRows
 
 VARIABLE = "ESPNET2_SEPX_MOE_KERNEL"
@@ -33,8 +34,6 @@ LANES = 16
 """What M is a multiple of."""
 MIN_TOKENS = 512
 """Tokens that are worth a thread."""
-Pointer = ctypes.c_void_p
-Int = ctypes.c_int64
 
 
 class _Mixture(ctypes.Structure):
@@ -87,14 +86,7 @@ class Kernel:
 @functools.lru_cache(maxsize=1)
 def probe() -> tuple[Kernel | None, str]:
     """The kernel for this processor after a trial, or None; and the reason in words."""
-    isa = build.instruction_set()
-    try:
-        kernel = Kernel(isa)
-    except build.Unavailable as error:
-        return None, str(error)
-    if not _agrees(kernel):
-        return None, f"the {isa} kernel gives other values than it should here"
-    return kernel, f"compiled kernel for {isa}"
+    return try_out(Kernel, _agrees)
 
 
 def explain() -> tuple[bool, str]:
@@ -129,11 +121,7 @@ def _mixture(x: Tensor, router: Tensor) -> _Mixture:
     (tokens, width), experts = x.shape, router.shape[0]
     lanes = -(-experts // LANES) * LANES
     threads = max(1, min(torch.get_num_threads(), tokens // MIN_TOKENS))
-    return _Mixture(_address(x), _address(router), tokens, width, experts, lanes, threads)
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return _Mixture(address(x), address(router), tokens, width, experts, lanes, threads)
 
 
 @dataclass
@@ -188,7 +176,7 @@ def _route(
     keep_prob: bool,
 ) -> list[Tensor]:
     """The fields of ``Routes``."""
-    mixture, rows = _mixture(x, router), _Rows(_address(valid), number, span, stride)
+    mixture, rows = _mixture(x, router), _Rows(address(valid), number, span, stride)
     tokens, experts, lanes = x.shape[0], router.shape[0], mixture.lanes
     prob = x.new_empty(tokens if keep_prob else 0, lanes)
     expert = x.new_empty(tokens, dtype=torch.int16)
@@ -198,9 +186,9 @@ def _route(
     kernel.route(
         ctypes.addressof(mixture),
         ctypes.addressof(rows),
-        _address(packed),
-        _address(prob) if keep_prob else None,
-        *map(_address, (expert, best, row, *sums)),
+        address(packed),
+        address(prob) if keep_prob else None,
+        *map(address, (expert, best, row, *sums)),
     )
     sums = sums.sum(1)[:, :number, :experts].transpose(1, 2)
     return [prob, expert, best, row, *sums.unbind()]
@@ -219,10 +207,10 @@ class Tokens:
         self._order = expert.new_empty(expert.shape, dtype=torch.int32)
         counts = (Int * router.shape[0])()
         self._kernel.sort(
-            _address(expert),
+            address(expert),
             len(expert),
             len(counts),
-            _address(self._order),
+            address(self._order),
             ctypes.addressof(counts),
         )
         self._counts = list(counts)
@@ -239,7 +227,7 @@ class Tokens:
     def gather(self, tokens: Tensor) -> Tensor:
         """Rows of some tokens, with zeros below up to a number that ``row_step`` wants."""
         rows = self._x.new_empty(self._padded(tokens), self._x.shape[1])
-        self._kernel.gather(self._this, _address(tokens), len(tokens), len(rows), _address(rows))
+        self._kernel.gather(self._this, address(tokens), len(tokens), len(rows), address(rows))
         return rows
 
     def scatter(
@@ -248,13 +236,13 @@ class Tokens:
         """y[tokens] = weight rows; or, with ``add``, y[tokens] += add weight rows."""
         self._kernel.scatter(
             self._this,
-            _address(tokens),
+            address(tokens),
             len(tokens),
-            _address(rows),
-            _address(weight),
+            address(rows),
+            address(weight),
             add or 1.0,
             add != 0.0,
-            _address(y),
+            address(y),
         )
 
     def gather_backward(self, tokens: Tensor, index: int, at_hand: _Backward) -> list[Tensor]:
@@ -265,11 +253,11 @@ class Tokens:
         self._kernel.gather_backward(
             self._this,
             ctypes.addressof(at_hand),
-            _address(tokens),
+            address(tokens),
             len(tokens),
             padded,
             index,
-            *map(_address, rows),
+            *map(address, rows),
         )
         return rows
 
@@ -279,9 +267,9 @@ class Tokens:
         """d_x[tokens] = rows + score router; d_router (threads, E, N) += score^T x."""
         self._kernel.scatter_backward(
             self._this,
-            _address(tokens),
+            address(tokens),
             len(tokens),
-            *map(_address, (rows, x, score, d_x, d_router)),
+            *map(address, (rows, x, score, d_x, d_router)),
         )
 
     @property
@@ -331,7 +319,7 @@ class CompiledMixture(torch.autograd.Function):
         grad = grad.contiguous()
         d_sum = F.pad(d_sum.t(), (0, prob.shape[1] - router.shape[0], 0, 1)).contiguous()
         at_hand = _Backward(
-            *map(_address, (prob, best, row, d_sum, grad, out)), ctx.weighted, ctx.learns
+            *map(address, (prob, best, row, d_sum, grad, out)), ctx.weighted, ctx.learns
         )
         tokens = Tokens(x, router, expert)
         totals = [torch.zeros_like(w) for w in weights]

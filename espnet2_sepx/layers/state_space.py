@@ -13,6 +13,7 @@ a rows and b columns of the factors.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ class Passing:
     """(H, S, S): dA^n, state after the chunk from the state before."""
 
 
-class StateSpace(EvalCache):
+class StateSpace(EvalCache, ABC):
     """Parameters that both kinds share; a subclass discretises them and takes their powers.
 
     Args:
@@ -136,13 +137,13 @@ class StateSpace(EvalCache):
         dt = self.log_dt.double().exp()[:, None]
         return dt, -self.log_decay.double().exp(), self.frequency.double()
 
+    @abstractmethod
     def _discretise(self) -> Discrete:
         """In float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _factors(self, discrete: Discrete, num_rows: int, num_columns: int):  # type: ignore[no-untyped-def]
         """C dA^i ``(H, a D, S)`` and dA^{ja} dB ``(H, S, b)``."""
-        raise NotImplementedError
 
 
 class DPLRStateSpace(StateSpace):

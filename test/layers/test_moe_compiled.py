@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import plain
 import pytest
 import torch
+from instruction_sets import every_instruction_set
 
 from espnet2_sepx.layers import moe_compiled
 from espnet2_sepx.layers.moe import GATES, MoEFeedForward
@@ -15,7 +15,6 @@ from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.norms import Padding
 from espnet2_sepx.profiling.macs import count_macs
 
-CPUINFO = Path("/proc/cpuinfo")
 needs_kernel = pytest.mark.skipif(moe_compiled.probe()[0] is None, reason=moe_compiled.probe()[1])
 
 
@@ -78,11 +77,8 @@ def test_balance_rows_with_and_without_padding(axis, scope) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("isa", list(build.INSTRUCTION_SETS))
+@every_instruction_set
 def test_every_instruction_set_of_this_processor(isa, monkeypatch) -> None:
-    wanted = {"avx512": "avx512f", "avx2": "avx2", "baseline": ""}[isa]
-    if wanted not in (CPUINFO.read_text() if CPUINFO.exists() else ""):
-        pytest.skip(f"this processor has no {isa}")
     kernel = moe_compiled.Kernel(isa)
     monkeypatch.setattr(moe_compiled, "probe", lambda: (kernel, isa))
     for experts in (3, 12, 33):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import every_instruction_set
 from scan_problems import needs_kernel, problem, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espnet2_sepx.layers.native import build
 from espnet2_sepx.layers.scan import (
     causal_conv_silu,
     compiled,
@@ -31,7 +30,6 @@ SIZES = [  # sequences, steps, channels, states: not all multiples of block, chu
     (1, 494, 17, 4),
 ]
 VALUES = 5e-7
-CPUINFO = Path("/proc/cpuinfo")
 GRADIENTS = 5e-6
 
 
@@ -107,12 +105,8 @@ def test_portable_passes_gradcheck() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("isa", list(build.INSTRUCTION_SETS))
+@every_instruction_set
 def test_every_instruction_set_of_this_processor(isa) -> None:
-    wanted = {"avx512": "avx512f", "avx2": "avx2", "baseline": ""}[isa]
-    flags = CPUINFO.read_text() if CPUINFO.exists() else ""
-    if wanted not in flags:
-        pytest.skip(f"this processor has no {isa}")
     kernel = compiled.Kernel(isa)
     for size in ((2, 37, 33, 16), (3, 18, 20, 5)):
         for reverse in (False, True):

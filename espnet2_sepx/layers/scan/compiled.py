@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from espnet2_sepx.layers.native import build
+from espnet2_sepx.layers.native.binding import Int, Pointer, address, try_out
 from espnet2_sepx.layers.scan.inputs import ScanGrads, ScanInputs
 
 LOG2_E = math.log2(math.e)
 MAX_STATE = 64
 MAX_TAPS = 8
-Pointer = ctypes.c_void_p
-Int = ctypes.c_int64
 
 
 class _Scan(ctypes.Structure):
@@ -55,7 +54,6 @@ class Kernel:
     """The functions of one build of the library."""
 
     def __init__(self, isa: str) -> None:
-        self.isa = isa
         library = build.load(isa)
         self._scan_forward = library.sepx_scan_forward
         self._scan_backward = library.sepx_scan_backward
@@ -154,14 +152,7 @@ class Kernel:
 @functools.lru_cache(maxsize=1)
 def probe() -> tuple[Kernel | None, str]:
     """The kernel for this processor after a trial, or None; and the reason in words."""
-    isa = build.instruction_set()
-    try:
-        kernel = Kernel(isa)
-    except build.Unavailable as error:
-        return None, str(error)
-    if not _agrees(kernel):
-        return None, f"the {isa} kernel gives other values than it should here"
-    return kernel, f"compiled kernel for {isa}"
+    return try_out(Kernel, _agrees)
 
 
 def _agrees(kernel: Kernel) -> bool:
@@ -188,7 +179,7 @@ def _row(x: Tensor) -> int:
 
 
 def _pointer(x: Tensor | None) -> Pointer:
-    return Pointer(0 if x is None else x.data_ptr())
+    return Pointer(address(x))
 
 
 def _scan_struct(inputs: ScanInputs) -> tuple[_Scan, list[Tensor]]:
